@@ -1,0 +1,1 @@
+"""Arithmetic on quantized weights: arrays and addresses, never models."""
