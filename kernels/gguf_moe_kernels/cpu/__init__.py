@@ -1,0 +1,1 @@
+"""CPU kernels: Numba functions that work on raw addresses, so that a mapped file is used where it lies."""

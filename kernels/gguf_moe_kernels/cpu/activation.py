@@ -1,0 +1,93 @@
+"""Activations to int8 (ggml-quants.c: quantize_row_q8_0, q8_1, q8_K); the layout is in activations.py."""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from gguf_moe_kernels import structs
+from gguf_moe_kernels.cpu.arithmetic import absolute, round_even, to_float, to_int
+from gguf_moe_kernels.cpu.compile import op
+from gguf_moe_kernels.cpu.memory import F32, load_f32, load_i64, store_f32, store_i8, store_i16
+
+ZERO, ONE, LIMIT = np.float32(0.0), np.float32(1.0), np.float32(127.0)
+
+
+@intrinsic
+def round_f16(typingctx, x):
+    """A float32 rounded to float16 and back."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fpext(builder.fptrunc(args[0], ir.HalfType()), F32)
+
+    return types.float32(types.float32), codegen
+
+
+@njit
+def largest(x, n):
+    """Largest magnitude of n float32."""
+    amax = ZERO
+    for j in range(n):
+        amax = max(amax, absolute(load_f32(x, 4 * j)))
+    return amax
+
+
+@njit
+def quantize_block(x, n, inverse, out):
+    """n int8 = round to even of x * inverse; their sum."""
+    total = 0
+    for j in range(n):
+        q = to_int(round_even(load_f32(x, 4 * j) * inverse))
+        store_i8(out, j, q)
+        total += q
+    return total
+
+
+@op(structs.QUANTIZE)
+def quantize_q8_0(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, x, out = a.n, a.x + chunk * a.n * 4, a.out + chunk * a.out_stride
+    for ib in range(n // 32):
+        amax = largest(x + ib * 128, 32)
+        quantize_block(x + ib * 128, 32, LIMIT / amax if amax > ZERO else ZERO, out + ib * 32)
+        store_f32(out + n, 4 * ib, round_f16(amax / LIMIT))
+    return 1
+
+
+@op(structs.QUANTIZE)
+def quantize_q8_1(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, x, out = a.n, a.x + chunk * a.n * 4, a.out + chunk * a.out_stride
+    scales = out + n
+    sums = scales + n // 32 * 4
+    for ib in range(n // 32):
+        amax = largest(x + ib * 128, 32)
+        d = amax / LIMIT
+        total = quantize_block(x + ib * 128, 32, LIMIT / amax if amax > ZERO else ZERO, out + ib * 32)
+        store_f32(scales, 4 * ib, round_f16(d))
+        store_f32(sums, 4 * ib, round_f16(d * to_float(total)))
+    return 1
+
+
+@op(structs.QUANTIZE)
+def quantize_q8_k(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, x, out = a.n, a.x + chunk * a.n * 4, a.out + chunk * a.out_stride
+    scales = out + n
+    sums = scales + n // 256 * 4
+    for ib in range(n // 256):
+        amax = largest(x + ib * 1024, 256)
+        inverse = LIMIT / amax if amax > ZERO else ZERO
+        for j in range(16):
+            at = 256 * ib + 16 * j
+            store_i16(sums, at // 8, quantize_block(x + 4 * at, 16, inverse, out + at))
+        store_f32(scales, 4 * ib, ONE / inverse if amax > ZERO else ZERO)
+    return 1

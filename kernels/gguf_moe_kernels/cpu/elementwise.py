@@ -1,0 +1,93 @@
+"""Ops that touch each activation once: token rows, norm, rope, gate, and the store into the KV cache."""
+
+from __future__ import annotations
+
+from numba import carray, njit
+
+from gguf_moe_kernels import structs
+from gguf_moe_kernels.cpu.arithmetic import ONE, fma, silu, sqrt, to_float
+from gguf_moe_kernels.cpu.compile import op
+from gguf_moe_kernels.cpu.dot import dot_f32
+from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, make_call, store_f16, store_f32
+
+call_dequantize = make_call(3)
+
+
+@op(structs.GET_ROWS)
+def get_rows(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    token = load_i32(a.tokens, 4 * chunk)
+    call_dequantize(a.dequantize, a.weight + token * a.row_size, a.out + chunk * 4 * a.n, a.n)
+    return 1
+
+
+@op(structs.RMS_NORM)
+def rms_norm(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, weight, x, out = a.n, a.weight, a.x + chunk * 4 * a.n, a.out + chunk * 4 * a.n
+    factor = ONE / sqrt(dot_f32(x, x, n) / to_float(n) + a.eps)
+    for i in range(n):
+        store_f32(out, 4 * i, load_f32(x, 4 * i) * factor * load_f32(weight, 4 * i))
+    return 1
+
+
+@njit
+def rotate(x, n_pairs, step, pair_stride, cos, sin):
+    """Turn each pair (x[i * step], x[i * step + pair_stride]) by its angle, in place."""
+    for i in range(n_pairs):
+        first, second = 4 * i * step, 4 * (i * step + pair_stride)
+        x0, x1 = load_f32(x, first), load_f32(x, second)
+        c, s = load_f32(cos, 4 * i), load_f32(sin, 4 * i)
+        store_f32(x, first, fma(x0, c, -(x1 * s)))
+        store_f32(x, second, fma(x0, s, x1 * c))
+
+
+@op(structs.ROPE)
+def rope(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n_pairs = a.n_rot // 2
+    step = 2 if a.pair_stride == 1 else 1
+    angles = chunk * 4 * n_pairs
+    for h in range(a.n_head):
+        head = a.x + (chunk * a.n_head + h) * 4 * a.n_embd_head
+        rotate(head, n_pairs, step, a.pair_stride, a.cos + angles, a.sin + angles)
+    return 1
+
+
+@op(structs.KV_STORE)
+def kv_store_f16(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, x, cache = a.n, a.x + chunk * 4 * a.n, a.cache + (load_i64(a.n_past, 0) + chunk) * 2 * a.n
+    for i in range(n):
+        store_f16(cache, 2 * i, load_f32(x, 4 * i))
+    return 1
+
+
+@op(structs.KV_STORE)
+def kv_store_f32(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, x, cache = a.n, a.x + chunk * 4 * a.n, a.cache + (load_i64(a.n_past, 0) + chunk) * 4 * a.n
+    for i in range(n):
+        store_f32(cache, 4 * i, load_f32(x, 4 * i))
+    return 1
+
+
+@op(structs.SWIGLU)
+def swiglu(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, gate, up = a.n, a.gate + chunk * 4 * a.n, a.up + chunk * 4 * a.n
+    for i in range(n):
+        store_f32(gate, 4 * i, silu(load_f32(gate, 4 * i)) * load_f32(up, 4 * i))
+    return 1

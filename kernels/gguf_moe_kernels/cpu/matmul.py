@@ -1,0 +1,73 @@
+"""Weights times activations, dense and by expert. The arithmetic is in the tiles of the weight types."""
+
+from __future__ import annotations
+
+from numba import carray
+
+from gguf_moe_kernels import structs
+from gguf_moe_kernels.cpu.compile import op
+from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, make_call, store_f32
+
+call_tile = make_call(10)
+
+
+@op(structs.MATMUL)
+def matmul(args, chunk, thread):
+    a = carray(args, 1)[0]
+    start = chunk * a.chunk_rows
+    if start >= a.n_out:
+        return 0
+    n_rows, n_x, n_out = min(a.chunk_rows, a.n_out - start), load_i64(a.rows, 0), a.n_out
+    out, bias, residual = a.out + 4 * start, a.bias, a.residual
+    call_tile(
+        a.tile,
+        a.weight + start * a.row_size,
+        a.row_size,
+        n_rows,
+        a.n_in,
+        a.x,
+        a.x_stride,
+        0,
+        n_x,
+        out,
+        4 * n_out,
+    )
+    if bias:
+        for t in range(n_x):
+            for r in range(n_rows):
+                at = 4 * (t * n_out + r)
+                store_f32(out, at, load_f32(out, at) + load_f32(bias, 4 * (start + r)))
+    if residual:
+        for t in range(n_x):
+            for r in range(n_rows):
+                at = 4 * (t * n_out + r)
+                store_f32(out, at, load_f32(out, at) + load_f32(residual + 4 * start, at))
+    return 1
+
+
+@op(structs.MATMUL_ID)
+def matmul_id(args, chunk, thread):
+    a = carray(args, 1)[0]
+    chunks_per_expert = (a.n_out + a.chunk_rows - 1) // a.chunk_rows
+    u = chunk // chunks_per_expert
+    if u >= load_i64(a.n_used, 0):
+        return 0
+    start = (chunk - u * chunks_per_expert) * a.chunk_rows
+    expert = load_i32(a.used, 4 * u)
+    first = load_i32(a.first, 4 * u)
+    n_x = load_i32(a.first, 4 * u + 4) - first
+    row_size = load_i64(a.row_sizes, 8 * expert)
+    call_tile(
+        load_i64(a.tiles, 8 * expert),
+        load_i64(a.weights, 8 * expert) + start * row_size,
+        row_size,
+        min(a.chunk_rows, a.n_out - start),
+        a.n_in,
+        a.x if a.x_index else a.x + first * a.x_stride,
+        a.x_stride,
+        a.x_index + 4 * first if a.x_index else 0,
+        n_x,
+        a.out + 4 * (first * a.n_out + start),
+        4 * a.n_out,
+    )
+    return 1

@@ -1,0 +1,138 @@
+"""Loads, stores and atomics on raw addresses, for use inside Numba functions.
+
+A place in memory is `base` (an address, int64) plus `offset` (bytes). The two stay apart because LLVM
+vectorizes a loop only when the address that runs is an offset from one that doesn't.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F16, F32 = ir.HalfType(), ir.FloatType()
+
+
+def pointer(builder: ir.IRBuilder, base: ir.Value, offset: ir.Value, pointee: ir.Type) -> ir.Value:
+    """The address base + offset as a pointer to `pointee`."""
+    at = builder.gep(builder.inttoptr(base, I8.as_pointer()), [offset])
+    return builder.bitcast(at, pointee.as_pointer())
+
+
+def make_load(
+    numba_type: types.Type, stored: ir.Type, convert: Callable[..., Any] | None = None, align: int = 1
+) -> Callable[..., Any]:
+    """An intrinsic load(base, offset) that reads `stored` and gives `numba_type`."""
+
+    @intrinsic
+    def load(typingctx, base, offset):
+        def codegen(context, builder, signature, args):
+            value = builder.load(pointer(builder, *args, stored))
+            value.align = align
+            return convert(builder, value) if convert else value
+
+        return numba_type(types.int64, types.int64), codegen
+
+    return load
+
+
+def make_store(
+    numba_type: types.Type, stored: ir.Type, convert: Callable[..., Any] | None = None, align: int = 1
+) -> Callable[..., Any]:
+    """An intrinsic store(base, offset, value) that writes `numba_type` as `stored`."""
+
+    @intrinsic
+    def store(typingctx, base, offset, value):
+        def codegen(context, builder, signature, args):
+            value = convert(builder, args[2]) if convert else args[2]
+            builder.store(value, pointer(builder, *args[:2], stored)).align = align
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, numba_type), codegen
+
+    return store
+
+
+load_u8 = make_load(types.int64, I8, lambda b, v: b.zext(v, I64))
+load_i8 = make_load(types.int64, I8, lambda b, v: b.sext(v, I64))
+load_u16 = make_load(types.int64, I16, lambda b, v: b.zext(v, I64))
+load_i16 = make_load(types.int64, I16, lambda b, v: b.sext(v, I64))
+load_u32 = make_load(types.int64, I32, lambda b, v: b.zext(v, I64))
+load_i32 = make_load(types.int64, I32, lambda b, v: b.sext(v, I64))
+load_i64 = make_load(types.int64, I64)
+load_f16 = make_load(types.float32, F16, lambda b, v: b.fpext(v, F32))
+load_bf16 = make_load(
+    types.float32, I16, lambda b, v: b.bitcast(b.shl(b.zext(v, I32), ir.Constant(I32, 16)), F32)
+)
+load_f32 = make_load(types.float32, F32)
+
+store_i8 = make_store(types.int64, I8, lambda b, v: b.trunc(v, I8))
+store_i16 = make_store(types.int64, I16, lambda b, v: b.trunc(v, I16))
+store_i32 = make_store(types.int64, I32, lambda b, v: b.trunc(v, I32))
+store_i64 = make_store(types.int64, I64)
+store_f16 = make_store(types.float32, F16, lambda b, v: b.fptrunc(v, F16))
+store_f32 = make_store(types.float32, F32)
+
+
+@intrinsic
+def atomic_load(typingctx, address):
+    """Read an int64 that other threads write (acquire)."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def atomic_store(typingctx, address, value):
+    """Write an int64 that other threads read (release)."""
+
+    def codegen(context, builder, signature, args):
+        builder.store_atomic(args[1], builder.inttoptr(args[0], I64.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_add(typingctx, address, value):
+    """Add to a shared int64 and give what it was before."""
+
+    def codegen(context, builder, signature, args):
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), args[1], "acq_rel")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+def make_call(n_args: int) -> Callable[..., Any]:
+    """An intrinsic call(function, a0, a1, ...) of the C function int64 (*)(int64, ...) at an address."""
+    numbers = ", ".join(f"a{i}" for i in range(n_args))
+
+    def codegen(context, builder, signature, args):
+        c_type = ir.FunctionType(I64, [I64] * n_args)
+        return builder.call(builder.inttoptr(args[0], c_type.as_pointer()), args[1:])
+
+    signature = types.int64(*[types.int64] * (n_args + 1))
+    # An intrinsic's arity is that of its Python function, so the function is made with the right one.
+    namespace = {"signature": signature, "codegen": codegen}
+    exec(f"def call(typingctx, function, {numbers}): return signature, codegen", namespace)
+    return intrinsic(namespace["call"])
+
+
+@intrinsic
+def pause(typingctx):
+    """Tell the core that this is a waiting loop; a no-op where there is no such instruction."""
+
+    def codegen(context, builder, signature, args):
+        if "x86" in builder.module.triple:
+            c_type = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, c_type, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen

@@ -1,0 +1,116 @@
+"""The router's choice, the sorting of tokens by expert, and the weighted sum of the experts' outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit
+
+from gguf_moe_kernels import structs
+from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma
+from gguf_moe_kernels.cpu.attention import softmax
+from gguf_moe_kernels.cpu.compile import op
+from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, store_f32, store_i32, store_i64
+from gguf_moe_kernels.gating import Gating
+
+ZERO = np.float32(0.0)
+SMALLEST_SUM = np.float32(6.103515625e-5)
+SOFTMAX, SIGMOID, SOFTMAX_WEIGHT = (int(g) for g in (Gating.SOFTMAX, Gating.SIGMOID, Gating.SOFTMAX_WEIGHT))
+
+
+@njit
+def choose(probabilities, n_expert, k, ids):
+    """The k largest, largest first; of equal ones the lowest index first.
+
+    With NaN among them the choice is arbitrary but valid: NaN reaches the logits, where it is reported.
+    """
+    last, last_value = -1, ZERO
+    for j in range(k):
+        best, best_value = -1, ZERO
+        for e in range(n_expert):
+            value = load_f32(probabilities, 4 * e)
+            is_left = last < 0 or value < last_value or (value == last_value and e > last)
+            if is_left and (best < 0 or value > best_value):
+                best, best_value = e, value
+        if best < 0:
+            best, best_value = (last + 1) % n_expert, last_value
+        store_i32(ids, 4 * j, best)
+        last, last_value = best, best_value
+
+
+@op(structs.MOE_TOPK)
+def moe_topk(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n_expert, k, gating = a.n_expert, a.k, a.gating
+    p, ids, weights = a.logits + chunk * 4 * n_expert, a.ids + chunk * 4 * k, a.weights + chunk * 4 * k
+    if gating == SOFTMAX:
+        softmax(p, n_expert)
+    elif gating == SIGMOID:
+        for e in range(n_expert):
+            store_f32(p, 4 * e, ONE / (ONE + exp(-load_f32(p, 4 * e))))
+    choose(p, n_expert, k, ids)
+    for j in range(k):
+        store_f32(weights, 4 * j, load_f32(p, 4 * load_i32(ids, 4 * j)))
+    if gating == SOFTMAX_WEIGHT:
+        softmax(weights, k)
+    total = ONE
+    if a.normalize:
+        total = ZERO
+        for j in range(k):
+            total += load_f32(weights, 4 * j)
+        total = max(total, SMALLEST_SUM)
+    for j in range(k):
+        store_f32(weights, 4 * j, load_f32(weights, 4 * j) / total * a.weights_scale)
+    return 1
+
+
+@op(structs.EXPERT_ROWS)
+def expert_rows(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk:
+        return 0
+    n, n_expert, k = load_i64(a.rows, 0) * a.k, a.n_expert, a.k
+    next_place = a.counts
+    for e in range(n_expert):
+        store_i32(next_place, 4 * e, 0)
+    for i in range(n):
+        e = load_i32(a.ids, 4 * i)
+        store_i32(next_place, 4 * e, load_i32(next_place, 4 * e) + 1)
+    place, n_used = 0, 0
+    for e in range(n_expert):
+        count = load_i32(next_place, 4 * e)
+        store_i32(next_place, 4 * e, place)
+        if count:
+            store_i32(a.used, 4 * n_used, e)
+            store_i32(a.first, 4 * n_used, place)
+            n_used += 1
+            place += count
+    store_i32(a.first, 4 * n_used, place)
+    store_i64(a.n_used, 0, n_used)
+    for i in range(n):
+        e = load_i32(a.ids, 4 * i)
+        place = load_i32(next_place, 4 * e)
+        store_i32(next_place, 4 * e, place + 1)
+        store_i32(a.place, 4 * i, place)
+        store_i32(a.token, 4 * place, i // k)
+    return 1
+
+
+@op(structs.MOE_SUM)
+def moe_sum(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, k = a.n, a.k
+    out, residual = a.out + chunk * 4 * n, a.residual + chunk * 4 * n
+    for i in range(n):
+        store_f32(out, 4 * i, ZERO)
+    for j in range(k):
+        weight = load_f32(a.weights, 4 * (chunk * k + j))
+        x = a.x + load_i32(a.place, 4 * (chunk * k + j)) * 4 * n
+        for i in range(n):
+            store_f32(out, 4 * i, fma(weight, load_f32(x, 4 * i), load_f32(out, 4 * i)))
+    for i in range(n):
+        store_f32(out, 4 * i, load_f32(out, 4 * i) + load_f32(residual, 4 * i))
+    return 1

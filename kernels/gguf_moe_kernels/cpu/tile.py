@@ -1,0 +1,44 @@
+"""Tiles: a few rows of one weight matrix against a few rows of activations.
+
+This is the one seam between the quantization types and everything else. A type's `tile` kernel is
+
+    tile(w, row_size, n_rows, n_in, x, x_stride, x_index, n_x, out, out_stride)
+
+    out[t, r] = w[r] . x[x_index[t]]      for r < n_rows, t < n_x
+
+w: address of the first row's bytes, row_size bytes apart; x: activations in the type's format (activations.py),
+x_stride bytes apart; x_index: int32 [n_x] or 0 for x[t]; out: float32, rows out_stride bytes apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit
+
+from gguf_moe_kernels.cpu.compile import Kernel, kernel
+from gguf_moe_kernels.cpu.memory import load_i32, store_f32
+
+TOKENS = 16
+"""Activation rows that stay in the core's cache while the weight rows pass by."""
+
+
+def make_tile(dot: Callable[..., Any]) -> Kernel:
+    """The tile kernel of a type from its dot(w, x, n) of one row with one row of activations."""
+
+    @njit
+    def rows_by_tokens(w, row_size, n_rows, n_in, x, x_stride, x_index, start, stop, out, out_stride):
+        for r in range(n_rows):
+            for t in range(start, stop):
+                i = load_i32(x_index, 4 * t) if x_index else t
+                store_f32(out + t * out_stride, 4 * r, dot(w + r * row_size, x + i * x_stride, n_in))
+
+    @kernel
+    def tile(w, row_size, n_rows, n_in, x, x_stride, x_index, n_x, out, out_stride):
+        for start in range(0, n_x, TOKENS):
+            stop = min(start + TOKENS, n_x)
+            rows_by_tokens(w, row_size, n_rows, n_in, x, x_stride, x_index, start, stop, out, out_stride)
+        return 0
+
+    return tile

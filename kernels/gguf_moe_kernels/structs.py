@@ -1,0 +1,100 @@
+"""The arguments of each op: one C struct an op, filled in by the runtime and read by the kernel.
+
+Addresses, counts and sizes are int64; sizes and strides are in bytes unless said. `rows` is the address of an
+int64: how many rows (tokens, or places of tokens in experts) this step has.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+
+
+def _struct(integers: str, floats: str = "") -> np.dtype:
+    fields = [(name, "<i8") for name in integers.split()] + [(name, "<f4") for name in floats.split()]
+    return np.dtype(fields, align=True)
+
+
+# out[i] = row tokens[i] of weight, as float32 [n]
+GET_ROWS = _struct("dequantize weight row_size n tokens out rows")
+
+# x -> out, one row of n activations each
+QUANTIZE = _struct("x n out out_stride rows")
+
+# out[i] = x[i] / sqrt(mean(x[i]^2) + eps) * weight, float32 [n]
+RMS_NORM = _struct("x weight out n rows", "eps")
+
+# out[i] = weight . x[i] (+ bias) (+ residual[i]); out and residual are float32 [rows, n_out]
+MATMUL = _struct("tile weight row_size n_out n_in x x_stride out rows chunk_rows bias residual")
+
+# The same for experts. tiles, weights, row_sizes: int64 [n_expert]. used, first: see EXPERT_ROWS.
+# Place p of expert e holds out[p] = weight[e] . x[x_index[p]]; x_index is int32, or 0 for x[p].
+MATMUL_ID = _struct("tiles weights row_sizes n_out n_in x x_stride x_index out used n_used first chunk_rows")
+
+# Rotate the first n_rot of each head's n_embd_head elements in place. cos, sin: float32 [rows, n_rot / 2].
+# pair_stride 1: NORM (neighbours are a pair); n_rot / 2: NEOX (halves).
+ROPE = _struct("x n_head n_embd_head n_rot pair_stride cos sin rows")
+
+# cache[n_past + i] = x[i], n elements, as float16 or float32
+KV_STORE = _struct("x cache n n_past rows")
+
+# out[i, h] = softmax(scale * q[i, h] . k[: n_past + i + 1, h']) . v[.., h'], h' = h / (n_head / n_head_kv)
+# scores: float32 [threads, n_ctx], scores_stride bytes a thread
+ATTENTION = _struct(
+    "q k v out n_head n_head_kv n_embd_head_k n_embd_head_v n_past scores scores_stride rows", "scale"
+)
+
+# logits float32 [rows, n_expert] -> ids int32 [rows, k], weights float32 [rows, k]
+MOE_TOPK = _struct("logits ids weights n_expert k gating normalize rows", "weights_scale")
+
+# Sort places by expert. ids int32 [rows, k] -> used int32 [n_expert] (experts that have tokens, ascending),
+# n_used int64, first int32 [n_expert + 1] (of used expert u: its places are first[u] .. first[u + 1]),
+# token int32 [rows * k] (of a place), place int32 [rows * k] (of a token's j-th choice)
+EXPERT_ROWS = _struct("ids n_expert k used n_used first token place counts rows")
+
+# gate[i] = silu(gate[i]) * up[i], float32 [n]
+SWIGLU = _struct("gate up n rows")
+
+# out[i] = residual[i] + sum over j of weights[i, j] * x[place[i, j]], in the router's order
+MOE_SUM = _struct("x place weights k n residual out rows")
+
+
+class Control(enum.IntEnum):
+    """Byte offsets in the crew's control block; each int64 that threads write has 64 bytes to itself."""
+
+    STEP = 0
+    """Number of the step to run; a change sets the crew to work."""
+    ABORT = 64
+    """Not 0: leave the step at the next chunk or barrier."""
+    FINISHED = 128
+    """How many workers have left the step."""
+    CLOSING = 192
+    """Not 0: workers return for good."""
+    TABLE = 256
+    """Address of the program: int64 [N_ROWS, 4] of function, arguments, barrier flag, unused."""
+    N_ROWS = 264
+    COUNTERS = 272
+    """Address of int64 [N_ROWS, 16]: element 0 counts claimed chunks, element 8 threads that finished the row."""
+    N_THREADS = 280
+    SCHED_YIELD = 288
+    """Addresses of the C library's functions; 0 where there are none."""
+    USLEEP = 296
+    CLOCK_GETTIME = 304
+    CLOCK_MONOTONIC = 312
+    """The clock's number on this system."""
+    TIMESPEC = 320
+    """int64 seconds and nanoseconds that CLOCK_GETTIME fills; for thread 0 alone."""
+    SIZE = 384
+
+
+ROW_SIZE = 32
+COUNTER_SIZE = 128
+ARRIVALS = 64
+"""Byte offset of the arrivals inside a row's counters."""
+
+STEP_DONE = -1
+STEP_ABORTED = -2
+"""What thread 0's walk returns instead of a place in the table."""
+CREW_CLOSED = -1
+"""What a worker's loop returns when the crew closes."""
