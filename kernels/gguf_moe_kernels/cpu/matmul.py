@@ -57,14 +57,15 @@ def matmul_id(args, chunk, thread):
     first = load_i32(a.first, 4 * u)
     n_x = load_i32(a.first, 4 * u + 4) - first
     row_size = load_i64(a.row_sizes, 8 * expert)
+    x, x_stride = load_i64(a.x, 8 * expert), load_i64(a.x_stride, 8 * expert)
     call_tile(
         load_i64(a.tiles, 8 * expert),
         load_i64(a.weights, 8 * expert) + start * row_size,
         row_size,
         min(a.chunk_rows, a.n_out - start),
         a.n_in,
-        a.x if a.x_index else a.x + first * a.x_stride,
-        a.x_stride,
+        x if a.x_index else x + first * x_stride,
+        x_stride,
         a.x_index + 4 * first if a.x_index else 0,
         n_x,
         a.out + 4 * (first * a.n_out + start),

@@ -1,0 +1,24 @@
+"""The architectures, by general.architecture: one line and one file each."""
+
+from __future__ import annotations
+
+import difflib
+
+from gguf_moe.arch import llama
+from gguf_moe.arch.base import Arch
+from gguf_moe.checkpoint.metadata import Metadata
+from gguf_moe.errors import UnsupportedModelError
+
+ARCHS: dict[str, Arch] = {module.ARCH.name: module.ARCH for module in (llama,)}
+
+
+def find_arch(metadata: Metadata) -> Arch:
+    """The architecture of a file. Raises UnsupportedModelError with the nearest supported one."""
+    name = metadata.architecture
+    if name in ARCHS:
+        return ARCHS[name]
+    nearest = difflib.get_close_matches(name, ARCHS, n=1, cutoff=0.0)
+    raise UnsupportedModelError(
+        f"{metadata.path}: the architecture {name!r} is not supported (the nearest is {nearest[0]!r}; "
+        f"supported: {', '.join(sorted(ARCHS))}); use a file of a supported architecture."
+    )

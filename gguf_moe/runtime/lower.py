@@ -1,0 +1,222 @@
+"""From a graph to the crew's program: for each task a kernel, its arguments, and whether all must meet after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gguf_moe.checkpoint import ExpertTensors, Tensor
+from gguf_moe.graph.task import Buffer, Graph, Kind, Op, Task
+from gguf_moe.runtime.memory import Memory, row_size
+from gguf_moe_kernels import structs
+from gguf_moe_kernels.activations import ACTIVATION_FORMAT
+from gguf_moe_kernels.cpu.library import KernelLibrary
+from gguf_moe_kernels.quants import GGMLType
+
+Value = int | float | str | list[int] | list[str]
+"""An argument: a number, a kernel's name (its address is meant), or the address of an array of these."""
+
+CHUNK_ELEMENTS = 1 << 16
+"""Weights in one chunk of a matmul: some 10 us of work for one token, against 0.1 us to claim it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the program before kernels have addresses."""
+
+    task: Task
+    kernel: str
+    struct: np.dtype
+    values: dict[str, Value]
+
+    def kernels(self) -> list[str]:
+        """Every kernel this row needs."""
+        named = [v for v in self.values.values() if isinstance(v, str)]
+        listed = [k for v in self.values.values() if isinstance(v, list) for k in v if isinstance(k, str)]
+        return [self.kernel, *named, *listed]
+
+
+class Program:
+    """The table that the crew walks, with all memory its rows point to."""
+
+    def __init__(self, rows: list[Row], library: KernelLibrary):
+        self._library = library
+        self._arrays: list[np.ndarray] = []
+        barriers = _barriers(rows)
+        self.table = np.zeros((len(rows), structs.ROW_SIZE // 8), np.int64)
+        for i, row in enumerate(rows):
+            self.table[i, :3] = library.address(row.kernel), self._arguments(row), barriers[i]
+        self.counters = np.zeros((len(rows), structs.COUNTER_SIZE // 8), np.int64)
+
+    def _arguments(self, row: Row) -> int:
+        arguments = np.zeros((), row.struct)
+        for name, value in row.values.items():
+            if isinstance(value, list):
+                value = self._keep(np.array([self._number(v) for v in value], np.int64))
+            arguments[name] = self._number(value)
+        return self._keep(arguments)
+
+    def _number(self, value: int | float | str) -> int | float:
+        return self._library.address(value) if isinstance(value, str) else value
+
+    def _keep(self, array: np.ndarray) -> int:
+        self._arrays.append(array)
+        return array.__array_interface__["data"][0]
+
+
+def lower(graph: Graph, memory: Memory, n_threads: int) -> list[Row]:
+    """The rows of the program, in the graph's order."""
+    rows = []
+    for task in graph.tasks:
+        kernel, struct, special = _LOWER[task.op](task, memory, n_threads)
+        values = _addresses_and_options(task, memory) | special
+        rows.append(Row(task, kernel, struct, {name: values[name] for name in struct.names}))
+    return rows
+
+
+def _addresses_and_options(task: Task, memory: Memory) -> dict[str, Value]:
+    """What needs no thought: arguments named like the task's own buffers, weights and options."""
+    return {
+        "n_past": memory.n_past_address,
+        "rows": memory.rows_address(task.rows),
+        **{name: memory.address(buffer) for name, buffer in (task.inputs | task.outputs).items()},
+        **{name: weight.address for name, weight in task.weights.items() if isinstance(weight, Tensor)},
+        **task.options,
+    }
+
+
+def _barriers(rows: list[Row]) -> list[bool]:
+    """Whether all threads must meet after each row: only where a later task waits for one since the last meeting."""
+    barriers = [False] * len(rows)
+    running: set[int] = set()
+    for i, row in enumerate(rows):
+        if any(id(task) in running for task in row.task.after):
+            barriers[i - 1] = True
+            running.clear()
+        running.add(id(row.task))
+    return barriers
+
+
+Lowered = tuple[str, np.dtype, dict[str, Value]]
+
+
+def _get_rows(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    weight, n = task.weights.get("weight"), task.outputs["out"].cols
+    qtype = weight.qtype if weight else GGMLType.F32
+    dequantize = f"{qtype.name.lower()}.dequantize"
+    special: dict[str, Value] = {"dequantize": dequantize, "row_size": qtype.row_size(n), "n": n}
+    return "elementwise.get_rows", structs.GET_ROWS, special
+
+
+def _quantize(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    out = task.outputs["out"]
+    special: dict[str, Value] = {"n": out.cols, "out_stride": row_size(out)}
+    return f"activation.quantize_{out.kind.value}", structs.QUANTIZE, special
+
+
+def _rms_norm(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    return "elementwise.rms_norm", structs.RMS_NORM, {"n": task.inputs["x"].cols}
+
+
+def _matmul(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    weight = task.weights["weight"]
+    n_in, n_out = weight.shape
+    special: dict[str, Value] = {
+        "tile": _tile(weight.qtype),
+        "row_size": weight.qtype.row_size(n_in),
+        "n_out": n_out,
+        "n_in": n_in,
+        "x_stride": row_size(task.inputs["x"]),
+        "chunk_rows": _chunk_rows(n_in, n_out, n_threads),
+    }
+    absent: dict[str, Value] = {"bias": 0, "residual": 0}
+    for name in (*task.weights, *task.inputs):
+        absent.pop(name, None)
+    return "matmul.matmul", structs.MATMUL, special | absent
+
+
+def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    weight = task.weights["weight"]
+    n_in, n_out = weight.shape
+    x = [task.inputs[ACTIVATION_FORMAT[qtype].value] for qtype in weight.qtypes]
+    special: dict[str, Value] = {
+        "tiles": [_tile(qtype) for qtype in weight.qtypes],
+        "weights": list(weight.addresses),
+        "row_sizes": [qtype.row_size(n_in) for qtype in weight.qtypes],
+        "n_out": n_out,
+        "n_in": n_in,
+        "x": [memory.address(buffer) for buffer in x],
+        "x_stride": [row_size(buffer) for buffer in x],
+        "chunk_rows": _chunk_rows(n_in, n_out, n_threads),
+    }
+    if "x_index" not in task.inputs:
+        special["x_index"] = 0
+    return "matmul.matmul_id", structs.MATMUL_ID, special
+
+
+def _rope(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    n_embd_head = task.outputs["x"].cols // task.options["n_head"]
+    return "elementwise.rope", structs.ROPE, {"n_embd_head": n_embd_head}
+
+
+def _kv_store(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    cache = task.outputs["cache"]
+    return f"elementwise.kv_store_{cache.kind.value}", structs.KV_STORE, {"n": cache.cols}
+
+
+def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    k, v = task.inputs["k"], task.inputs["v"]
+    scores = Buffer("attention_scores", Kind.F32, n_threads, k.rows)
+    special: dict[str, Value] = {
+        "n_embd_head_k": k.cols // task.options["n_head_kv"],
+        "n_embd_head_v": v.cols // task.options["n_head_kv"],
+        "scores": memory.address(scores),
+        "scores_stride": row_size(scores),
+    }
+    return f"attention.attention_{k.kind.value}", structs.ATTENTION, special
+
+
+def _moe_topk(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"n_expert": task.outputs["logits"].cols, "k": task.outputs["ids"].cols}
+    return "moe.moe_topk", structs.MOE_TOPK, special
+
+
+def _expert_rows(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"n_expert": task.outputs["used"].cols, "k": task.inputs["ids"].cols}
+    return "moe.expert_rows", structs.EXPERT_ROWS, special
+
+
+def _swiglu(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    return "elementwise.swiglu", structs.SWIGLU, {"n": task.outputs["gate"].cols}
+
+
+def _moe_sum(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"k": task.inputs["weights"].cols, "n": task.outputs["out"].cols}
+    return "moe.moe_sum", structs.MOE_SUM, special
+
+
+_LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
+    Op.GET_ROWS: _get_rows,
+    Op.QUANTIZE: _quantize,
+    Op.RMS_NORM: _rms_norm,
+    Op.MATMUL: _matmul,
+    Op.MATMUL_ID: _matmul_id,
+    Op.ROPE: _rope,
+    Op.KV_STORE: _kv_store,
+    Op.ATTENTION: _attention,
+    Op.MOE_TOPK: _moe_topk,
+    Op.EXPERT_ROWS: _expert_rows,
+    Op.SWIGLU: _swiglu,
+    Op.MOE_SUM: _moe_sum,
+}
+
+
+def _tile(qtype: GGMLType) -> str:
+    return f"{qtype.name.lower()}.tile"
+
+
+def _chunk_rows(n_in: int, n_out: int, n_threads: int) -> int:
+    """Rows of one chunk: enough work to be worth claiming, and enough chunks to keep all threads busy."""
+    return max(4, min(CHUNK_ELEMENTS // n_in, n_out // (4 * n_threads)))

@@ -1,0 +1,61 @@
+"""The memory of one context: every buffer of its graph, and the numbers that change from step to step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gguf_moe.errors import OutOfMemoryError
+from gguf_moe.graph.task import Buffer, Kind, Rows
+from gguf_moe_kernels.activations import ActivationFormat
+
+_DTYPES = {Kind.F32: np.float32, Kind.F16: np.float16, Kind.I32: np.int32, Kind.I64: np.int64}
+
+
+def row_size(buffer: Buffer) -> int:
+    """Bytes of one row of a buffer."""
+    if isinstance(buffer.kind, ActivationFormat):
+        return buffer.kind.row_size(buffer.cols)
+    return buffer.cols * np.dtype(_DTYPES[buffer.kind]).itemsize
+
+
+class Memory:
+    """Arrays for all buffers. The system gives pages on first use, so an unused context costs nothing."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, np.ndarray] = {}
+        self._step = np.zeros(1 + len(Rows), np.int64)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A buffer's array: [rows, cols] of its element type, or u8 [rows, row_size] if it is quantized."""
+        return self._arrays[name]
+
+    def address(self, buffer: Buffer) -> int:
+        """Where a buffer lies; it is made at the first call for it."""
+        if buffer.name not in self._arrays:
+            self._arrays[buffer.name] = _allocate(buffer)
+        return self._arrays[buffer.name].__array_interface__["data"][0]
+
+    def set_step(self, n_past: int, n_tokens: int, n_outputs: int, n_places: int) -> None:
+        """The numbers of the coming step."""
+        self._step[:] = (n_past, n_tokens, n_outputs, n_places)
+
+    @property
+    def n_past_address(self) -> int:
+        """Where the kernels read how many positions the KV cache holds."""
+        return self._step.__array_interface__["data"][0]
+
+    def rows_address(self, rows: Rows) -> int:
+        """Where the kernels read the step's number of rows."""
+        return self.n_past_address + 8 * (1 + list(Rows).index(rows))
+
+
+def _allocate(buffer: Buffer) -> np.ndarray:
+    quantized = isinstance(buffer.kind, ActivationFormat)
+    shape = (buffer.rows, row_size(buffer) if quantized else buffer.cols)
+    try:
+        return np.zeros(shape, np.uint8 if quantized else _DTYPES[buffer.kind])
+    except MemoryError:
+        mib = buffer.rows * row_size(buffer) / 2**20
+        raise OutOfMemoryError(
+            f"cannot get {mib:.0f} MiB for {buffer.name} ({buffer.rows} rows); use a smaller context (--ctx)."
+        ) from None
