@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -99,12 +98,6 @@ class Context:
         self._crew.run(self._program)
         self.tokens.extend(tokens)
         return memory["result_output"][:n_outputs]
-
-
-def cache_bytes(hparams: HParams, n_ctx: int, kv_kind: Kind) -> int:
-    """Bytes of the KV cache for n_ctx positions."""
-    size = 2 if kv_kind is Kind.F16 else 4
-    return hparams.n_layer * n_ctx * (hparams.n_embd_k_gqa + hparams.n_embd_v_gqa) * size
 
 
 def kernels_of(rows: list[Row]) -> list[str]:

@@ -1,0 +1,62 @@
+"""The command line: parse, call, print. The one place where errors become exit codes, and where the environment counts.
+
+Only results go to stdout; progress, notes and the final line go to stderr.
+Exit codes: 0 done, 1 an error of ours, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import click
+
+import gguf_moe
+from gguf_moe.cli import evaluate, generate, inspect, text, warmup
+from gguf_moe.errors import GGUFMoeError
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(gguf_moe.__version__, prog_name="gguf-moe")
+def cli() -> None:
+    """Run quantized GGUF mixture-of-experts models."""
+
+
+for command in (
+    generate.generate,
+    text.tokenize,
+    text.detokenize,
+    inspect.inspect,
+    evaluate.perplexity,
+    evaluate.logits,
+    warmup.warmup,
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The entry point of the `gguf-moe` command."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        cli.main(prog_name="gguf-moe", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has gone (`| head`): point stdout elsewhere, or the interpreter complains at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (GGUFMoeError, OSError) as e:
+        click.echo(f"Error: {e}", err=True)
+        sys.exit(1)
+    except MemoryError:
+        click.echo("Error: out of memory; use a smaller context (--ctx) or a smaller model.", err=True)
+        sys.exit(1)

@@ -1,0 +1,116 @@
+"""What the commands share: options for loading a model, the progress line, reading of prompts."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import gguf_moe
+from gguf_moe.errors import OptionError
+
+if TYPE_CHECKING:
+    from gguf_moe.model import Model
+
+MAX_PROMPT_BYTES = 64 << 20
+
+model_option = click.option(
+    "-m", "--model", "path", required=True, metavar="FILE", help="GGUF file, or any part of a split one."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+pre_tokenizer_option = click.option(
+    "--pre-tokenizer", metavar="NAME", help="Override the file's tokenizer.ggml.pre."
+)
+
+
+def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that every command with a running model has; they arrive as one dict, `runtime`."""
+    options = (
+        click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Context length.  [default: the file's]"),
+        click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads.  [default: physical cores]"),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N."),
+        click.option("--kv", "kv_type", type=click.Choice(["f16", "f32"]), help="Type of the KV cache."),
+        click.option("--no-mmap", is_flag=True, help="Read the file into memory instead of mapping it."),
+        pre_tokenizer_option,
+        click.option(
+            "--cache-dir",
+            type=click.Path(file_okay=False, path_type=Path),
+            envvar="GGUF_MOE_CACHE_DIR",
+            help="Where compiled kernels are kept.  [env: GGUF_MOE_CACHE_DIR]",
+        ),
+    )
+    names = ("n_ctx", "threads", "device", "kv_type", "no_mmap", "pre_tokenizer", "cache_dir")
+
+    @functools.wraps(command)
+    def wrapped(**arguments: Any) -> Any:
+        runtime = {name: arguments.pop(name) for name in names}
+        runtime["mmap"] = not runtime.pop("no_mmap")
+        if runtime["cache_dir"] is None:
+            del runtime["cache_dir"]
+        return command(runtime=runtime, **arguments)
+
+    return functools.reduce(lambda function, option: option(function), reversed(options), wrapped)
+
+
+def load(path: str, runtime: dict[str, Any], progress: ProgressLine) -> Model:
+    """Load a model with the progress line."""
+    model = gguf_moe.load(path, progress=progress, **runtime)
+    progress.clear()
+    return model
+
+
+class ProgressLine:
+    """One line on stderr that is rewritten in place; nothing at all if stderr is not a terminal."""
+
+    WORDS = {"reading": "reading the file", "compiling": "compiling kernels (once)", "prompt": "prompt"}
+    INTERVAL_S = 0.1
+
+    def __init__(self) -> None:
+        self._on = sys.stderr.isatty()
+        self._shown = False
+        self._last = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self._on or (now - self._last < self.INTERVAL_S and stage != "compiling"):
+            return
+        self._last = now
+        amount = f"{done}/{total}" if stage != "reading" else f"{done / 2**30:.1f}/{total / 2**30:.1f} GiB"
+        click.echo(f"\r\x1b[K{self.WORDS[stage]} {amount}", nl=False, err=True)
+        self._shown = True
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self._shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
+        self._shown = False
+        self._last = 0.0
+
+
+def read_text(text: str | None) -> str:
+    """A text argument; `-` reads stdin. Raises OptionError for too much, or for bytes that are not UTF-8."""
+    if text != "-":
+        return text or ""
+    data = click.get_binary_stream("stdin").read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise OptionError(f"stdin has more than {MAX_PROMPT_BYTES >> 20} MiB; give a shorter text.")
+    return decode_utf8(data, "stdin")
+
+
+def decode_utf8(data: bytes, name: str) -> str:
+    """Bytes of a named source as text."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as e:
+        raise OptionError(f"{name} is not UTF-8 (byte {e.start}); convert it first.") from None
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout, as UTF-8."""
+    click.echo(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,129 @@
+"""gguf-moe generate: a prompt in, text out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gguf_moe.cli.common import (
+    ProgressLine,
+    json_option,
+    load,
+    model_option,
+    print_json,
+    read_text,
+    runtime_options,
+)
+from gguf_moe.errors import OptionError
+
+if TYPE_CHECKING:
+    from gguf_moe.model import Generation, Model
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@model_option
+@click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The same as PROMPT.")
+@click.option("-n", "--n-predict", "max_tokens", type=click.IntRange(0), help="Stop after so many tokens.")
+@click.option("--temp", default=0.8, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
+@click.option("--top-k", default=40, show_default=True, type=click.IntRange(0), help="0 switches it off.")
+@click.option("--top-p", default=0.95, show_default=True, type=click.FloatRange(0, 1), help="1: off.")
+@click.option("--min-p", default=0.05, show_default=True, type=click.FloatRange(0, 1), help="0: off.")
+@click.option("--repeat-penalty", default=1.0, show_default=True, type=float, help="1: off.")
+@click.option("--seed", type=click.IntRange(0), help="Same seed, same text.  [default: random]")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated.")
+@click.option("--chat/--no-chat", default=False, help="Treat PROMPT as a user's message.  [default: no]")
+@runtime_options
+@json_option
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+def generate(
+    prompt: str | None,
+    path: str,
+    prompt_option: str | None,
+    max_tokens: int | None,
+    temp: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repeat_penalty: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    chat: bool,
+    as_json: bool,
+    verbose: bool,
+    runtime: dict[str, Any],
+) -> None:
+    """Continue PROMPT, or answer it with --chat. `-` reads it from stdin."""
+    from gguf_moe.sample import Sampling
+
+    if (prompt is None) == (prompt_option is None):
+        raise click.UsageError("Give one prompt, as PROMPT or with -p (`-` reads stdin).")
+    text = read_text(prompt if prompt is not None else prompt_option)
+    sampling = Sampling(temp, top_k, top_p, min_p, repeat_penalty, seed=seed)
+    progress = ProgressLine()
+    with load(path, runtime, progress) as model:
+        if verbose:
+            click.echo(_about(model), err=True)
+        ids = _prompt_ids(model, text, chat)
+        generation = model.generate(
+            ids, max_tokens=max_tokens, stop=stop, sampling=sampling, progress=progress
+        )
+        try:
+            for piece in generation:
+                progress.clear()
+                if not as_json:
+                    click.echo(piece.text, nl=False)
+        finally:
+            progress.clear()
+            if not as_json and generation.result.text:
+                click.echo()
+            click.echo(_summary(generation), err=True)
+        if as_json:
+            print_json(_report(model, generation))
+
+
+def _prompt_ids(model: Model, text: str, chat: bool) -> list[int]:
+    if not chat:
+        return model.tokenize(text)
+    if model.chat_template is None:
+        raise OptionError(f"{model.path}: the file has no chat template; leave --chat out.")
+    return model.tokenize(model.chat_template.render([{"role": "user", "content": text}]))
+
+
+def _about(model: Model) -> str:
+    hp = model.hparams
+    experts = f"{hp.n_expert} experts, {hp.n_expert_used} used" if hp.n_expert else "dense"
+    return (
+        f"{model.path.name}: {model.arch.name}, {hp.n_layer} layers, {experts}; context {model.n_ctx}, "
+        f"KV cache {model.kv_kind.value}, {model.n_threads} threads; "
+        f"loaded in {model.load_times.load_s:.2f} s, {model.load_times.n_compiled} kernels compiled"
+    )
+
+
+def _summary(generation: Generation) -> str:
+    """The final line."""
+    r = generation.result
+    return (
+        f"prompt {len(r.prompt_token_ids)} tokens, {r.prompt_tokens_per_s:.1f} tok/s; "
+        f"generated {len(r.token_ids)}, {r.decode_tokens_per_s:.1f} tok/s; first token {r.first_token_s:.2f} s"
+    )
+
+
+def _report(model: Model, generation: Generation) -> dict[str, Any]:
+    r = generation.result
+    return {
+        "text": r.text,
+        "token_ids": r.token_ids,
+        "prompt_token_ids": r.prompt_token_ids,
+        "finish_reason": r.finish_reason,
+        "timings": {
+            "load_s": model.load_times.load_s,
+            "compile_s": model.load_times.compile_s,
+            "prompt_s": r.prompt_s,
+            "prompt_tokens_per_s": r.prompt_tokens_per_s,
+            "decode_s": r.decode_s,
+            "decode_tokens_per_s": r.decode_tokens_per_s,
+            "first_token_s": r.first_token_s,
+        },
+    }

@@ -1,0 +1,19 @@
+"""gguf-moe warmup: compile everything that a file needs, so that its first use starts at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gguf_moe.cli.common import ProgressLine, load, model_option, runtime_options
+
+
+@click.command()
+@model_option
+@runtime_options
+def warmup(path: str, runtime: dict[str, Any]) -> None:
+    """Compile and cache every kernel that FILE needs."""
+    with load(path, runtime, ProgressLine()) as model:
+        times = model.load_times
+        click.echo(f"{times.n_compiled} kernels compiled in {times.compile_s:.1f} s; the rest was cached", err=True)

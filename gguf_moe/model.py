@@ -1,0 +1,217 @@
+"""A loaded model: the file, its tokenizer, its decoder and one conversation's KV cache."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from gguf_moe.arch import find_arch
+from gguf_moe.arch.hparams import read_hparams
+from gguf_moe.arch.weights import load_weights
+from gguf_moe.checkpoint import open_checkpoint
+from gguf_moe.errors import BusyError, ContextFullError, OptionError
+from gguf_moe.generate import Piece, Result, decode_loop
+from gguf_moe.options import Options
+from gguf_moe.runtime import machine, placement
+from gguf_moe.runtime.context import Context, kernels_of
+from gguf_moe.sample import Sampler, Sampling
+from gguf_moe.text.chat_template import ChatTemplate, find_chat_template
+from gguf_moe.text.tokenizer import Tokenizer, build_tokenizer
+from gguf_moe_kernels.cpu.library import KernelLibrary
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage ("reading", "compiling", "prompt"), how much is done, and how much there is to do."""
+
+
+@dataclass(slots=True)
+class LoadTimes:
+    """Seconds that loading took; `compile_s` is part of `load_s`."""
+
+    load_s: float = 0.0
+    compile_s: float = 0.0
+    n_compiled: int = 0
+
+
+class Generation:
+    """An iterator over pieces of text. Closing it early, or dropping it, frees the model for the next one."""
+
+    def __init__(self, pieces: Iterator[Piece], result: Result):
+        self._pieces = pieces
+        self.result = result
+        """What has been produced so far; complete when the iteration is over."""
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop generating."""
+        self._pieces.close()
+
+
+class Model:
+    """Use it as a context manager, or call `close`. One call at a time: a second one raises BusyError."""
+
+    def __init__(self, path: str | os.PathLike[str], options: Options, progress: Progress | None = None):
+        start = time.perf_counter()
+        self.load_times = LoadTimes()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._checkpoint = open_checkpoint(
+            path, mmap=options.mmap, progress=_stage(progress, "reading")
+        )
+        self.path: Path = self._checkpoint.path
+        self.metadata = self._checkpoint.metadata
+        self.arch = find_arch(self.metadata)
+        self.hparams = read_hparams(self.metadata, self.arch)
+        self.tokenizer: Tokenizer = build_tokenizer(self.metadata, pre=options.pre_tokenizer)
+        self.chat_template: ChatTemplate | None = find_chat_template(self.metadata, self.tokenizer)
+        weights = load_weights(self._checkpoint, self.arch, self.hparams)
+        self.kv_kind = placement.kv_kind(options.kv_type, weights)
+        self.n_ctx = placement.context_length(self._checkpoint, self.hparams, self.kv_kind, options.n_ctx)
+        self.n_threads = options.threads or machine.default_threads()
+        self._library = KernelLibrary(options.cache_dir)
+        self._context = Context(
+            self.arch,
+            self.hparams,
+            weights,
+            n_ctx=self.n_ctx,
+            n_batch=min(options.n_batch, self.n_ctx),
+            kv_kind=self.kv_kind,
+        )
+        self._start(progress)
+        if options.mmap:
+            placement.warm_page_cache(self._checkpoint, _stage(progress, "reading"))
+        self.load_times.load_s = time.perf_counter() - start
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Join the threads and free the memory. Waits for a call in another thread; twice is fine."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._context.close()
+                self._library.close()
+                self._checkpoint.close()
+
+    def tokenize(self, text: str, *, bos: bool | None = None, special: bool = True) -> list[int]:
+        """Token ids of a text. `bos` None adds what the file asks for; `special` reads control tokens in it."""
+        return self.tokenizer.encode(text, bos=bos, special=special)
+
+    def detokenize(self, ids: Sequence[int], *, special: bool = True) -> str:
+        """The text of token ids; `special` shows control tokens."""
+        return self.tokenizer.decode(ids, special=special)
+
+    def logits(self, ids: Sequence[int], progress: Progress | None = None) -> np.ndarray:
+        """The logits after each of the tokens, in a fresh context: float32 [len(ids), n_vocab]."""
+        ids = self._checked_ids(ids)
+        with self._in_use():
+            self._context.truncate(0)
+            return self._context.extend(ids, len(ids), _stage(progress, "prompt")).copy()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+        **sampling_options: float | int | None,
+    ) -> Generation:
+        """Continue a prompt, piece by piece.
+
+        prompt: text, or token ids taken as they are. max_tokens None goes on until the model ends or the
+        context is full. `sampling`, or its fields as keyword arguments (temperature=0, seed=1, ...).
+        Raises ContextFullError before any work if the prompt does not fit.
+        """
+        if sampling_options:
+            sampling = _sampling(sampling, sampling_options)
+        if max_tokens is not None and max_tokens < 0:
+            raise OptionError(f"max_tokens is {max_tokens}, but must be 0 or more.")
+        ids = self._checked_ids(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
+        result = Result(prompt_token_ids=ids)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        pieces = self._pieces(result, Sampler(sampling or Sampling()), max_tokens, stops, progress)
+        return Generation(pieces, result)
+
+    def _pieces(
+        self,
+        result: Result,
+        sampler: Sampler,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        progress: Progress | None,
+    ) -> Iterator[Piece]:
+        with self._in_use():
+            yield from decode_loop(
+                self._context,
+                self.tokenizer,
+                sampler,
+                result,
+                max_tokens=max_tokens,
+                stop=stop,
+                progress=_stage(progress, "prompt"),
+            )
+
+    def _start(self, progress: Progress | None) -> None:
+        """Compile what is not cached, then make the program and the threads."""
+        start = time.perf_counter()
+        rows = self._context.rows(self.n_threads)
+        compiling = progress and (lambda name, done, total: progress("compiling", done, total))
+        self.load_times.n_compiled = self._library.prepare(kernels_of(rows), compiling)
+        self.load_times.compile_s = time.perf_counter() - start
+        self._context.start(rows, self._library, self.n_threads)
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise BusyError("the model is generating already; wait for it, close it, or load a second model.")
+        try:
+            if self._closed:
+                raise BusyError(f"the model {self.path} was closed; load it again.")
+            yield
+        finally:
+            self._lock.release()
+
+    def _checked_ids(self, ids: Sequence[int]) -> list[int]:
+        """The ids as a list: at least one, all in the vocabulary, and room for one more in the context."""
+        ids = [int(i) for i in ids]
+        if not ids:
+            raise OptionError("the prompt is empty and the model has no BOS token; give it some text.")
+        if wrong := [i for i in ids if not 0 <= i < self.hparams.n_vocab]:
+            raise OptionError(f"{wrong[0]} is not a token id of this model (0 to {self.hparams.n_vocab - 1}).")
+        if len(ids) > self.n_ctx:
+            raise ContextFullError(
+                f"the prompt has {len(ids)} tokens, but the context holds {self.n_ctx}; "
+                "use a larger context (--ctx) or a shorter prompt."
+            )
+        return ids
+
+
+def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    return progress and (lambda done, total: progress(stage, done, total))
+
+
+def _sampling(sampling: Sampling | None, changes: dict[str, float | int | None]) -> Sampling:
+    unknown = sorted(set(changes) - {f.name for f in fields(Sampling)})
+    if unknown:
+        raise OptionError(f"{unknown[0]} is not a sampling option; see gguf_moe.Sampling.")
+    return replace(sampling or Sampling(), **changes)

@@ -1,0 +1,59 @@
+"""What a caller may choose when loading a model, checked once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gguf_moe.errors import OptionError
+
+
+def default_cache_dir() -> Path | None:
+    """Where compiled kernels are kept: .cache/gguf-moe/kernels in the home directory, if there is one."""
+    try:
+        return Path.home() / ".cache" / "gguf-moe" / "kernels"
+    except RuntimeError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Raises OptionError for a value out of range.
+
+    n_ctx: positions of the KV cache; None takes what the file was trained for, or what fits into memory.
+    threads: None takes the physical cores this process may use.
+    device: "auto", "cpu" or "cuda:N".
+    kv_type: "f16" or "f32"; None takes f32 if the file's matrices are F32, else f16.
+    mmap: use the file where it lies; False reads it into memory.
+    pre_tokenizer: overrides tokenizer.ggml.pre.
+    cache_dir: where compiled kernels are kept; None keeps them in memory only.
+    n_batch: longest chunk of a prompt in one step.
+    """
+
+    n_ctx: int | None = None
+    threads: int | None = None
+    device: str = "auto"
+    kv_type: str | None = None
+    mmap: bool = True
+    pre_tokenizer: str | None = None
+    cache_dir: Path | None = field(default_factory=default_cache_dir)
+    n_batch: int = 512
+
+    def __post_init__(self) -> None:
+        _check_count("n_ctx", self.n_ctx, 1 << 30)
+        _check_count("threads", self.threads, 1024)
+        _check_count("n_batch", self.n_batch, 1 << 16)
+        if self.kv_type not in (None, "f16", "f32"):
+            raise OptionError(f"kv_type is {self.kv_type!r}, but must be f16 or f32.")
+        if not re.fullmatch(r"auto|cpu|cuda:\d+", self.device):
+            raise OptionError(f"device is {self.device!r}, but must be auto, cpu or cuda:N.")
+        if self.device.startswith("cuda"):
+            raise OptionError(
+                f"device is {self.device}, but this version computes on the CPU only; use auto or cpu."
+            )
+
+
+def _check_count(name: str, value: int | None, maximum: int) -> None:
+    if value is not None and not 1 <= value <= maximum:
+        raise OptionError(f"{name} is {value}, but must be from 1 to {maximum}.")

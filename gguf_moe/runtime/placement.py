@@ -1,0 +1,73 @@
+"""What fits where: the KV cache's type and length, and the file's pages, against the machine's memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from gguf_moe.arch.hparams import HParams
+from gguf_moe.arch.weights import Weights
+from gguf_moe.checkpoint import Checkpoint
+from gguf_moe.errors import OutOfMemoryError
+from gguf_moe.graph.task import Kind
+from gguf_moe.runtime import machine, pages
+from gguf_moe_kernels.quants import GGMLType
+
+logger = logging.getLogger(__name__)
+
+MIN_CONTEXT = 512
+"""The default context is at least this long, or as long as the model was trained for."""
+KV_SHARE = 0.8
+"""The share of the memory left beside the file that the default context may take."""
+GIB = 1 << 30
+
+
+def kv_kind(kv_type: str | None, weights: Weights) -> Kind:
+    """The KV cache's element type: as asked, or F32 for a file of F32 matrices, else F16."""
+    if kv_type is not None:
+        return Kind(kv_type)
+    return Kind.F32 if weights["token_embd.weight"].qtype == GGMLType.F32 else Kind.F16
+
+
+def cache_bytes(hparams: HParams, n_ctx: int, kind: Kind) -> int:
+    """Bytes of the KV cache for n_ctx positions."""
+    size = 2 if kind is Kind.F16 else 4
+    return hparams.n_layer * n_ctx * (hparams.n_embd_k_gqa + hparams.n_embd_v_gqa) * size
+
+
+def context_length(checkpoint: Checkpoint, hparams: HParams, kind: Kind, n_ctx: int | None) -> int:
+    """The context to use. Raises OutOfMemoryError if the one asked for does not fit."""
+    available = machine.available_memory()
+    if n_ctx is not None:
+        needed = cache_bytes(hparams, n_ctx, kind)
+        if needed > available:
+            raise OutOfMemoryError(
+                f"{checkpoint.path}: the KV cache of {n_ctx} positions needs {needed / GIB:.1f} GiB, but "
+                f"{available / GIB:.1f} GiB are available; use a smaller context (--ctx) or --kv f16."
+            )
+        if n_ctx > hparams.n_ctx_train:
+            logger.warning(
+                "the context of %d is longer than the %d that the model was trained for; "
+                "what it writes beyond that may be poor",
+                n_ctx,
+                hparams.n_ctx_train,
+            )
+        return n_ctx
+    budget = KV_SHARE * max(0, available - checkpoint.nbytes)
+    fits = int(budget // cache_bytes(hparams, 1, kind)) // 256 * 256
+    return min(hparams.n_ctx_train, max(fits, MIN_CONTEXT))
+
+
+def warm_page_cache(checkpoint: Checkpoint, progress: Callable[[int, int], None] | None) -> None:
+    """Read a mapped file that is not in memory yet; warn if it will not fit."""
+    total = machine.total_memory()
+    if checkpoint.nbytes > total:
+        logger.warning(
+            "%s has %.1f GiB, but this machine has %.1f GiB of memory; weights will be read from disk "
+            "again and again, which is very slow",
+            checkpoint.path,
+            checkpoint.nbytes / GIB,
+            total / GIB,
+        )
+    elif pages.resident_share(checkpoint) < pages.MOSTLY:
+        pages.read_ahead(checkpoint, progress)
