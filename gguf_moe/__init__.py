@@ -1,10 +1,10 @@
 """gguf-moe: run quantized GGUF mixture-of-experts models.
 
-    import gguf_moe
+import gguf_moe
 
-    with gguf_moe.load("mixtral.gguf") as model:
-        for piece in model.generate("Once upon a time", max_tokens=64):
-            print(piece.text, end="", flush=True)
+with gguf_moe.load("mixtral.gguf") as model:
+    for piece in model.generate("Once upon a time", max_tokens=64):
+        print(piece.text, end="", flush=True)
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from gguf_moe.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A step of a generation: the token and the text that became complete with it (often "", never cut UTF-8)."""
+    """A step of a generation: the token, and the text that became complete with it ("" at times)."""
 
     text: str
     token: int | None
@@ -127,7 +127,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def _common_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
-    """How many tokens of the prompt the cache already holds; the last one is always computed for its logits."""
+    """How many tokens of the prompt the cache holds; the last one is always computed, for its logits."""
     n = 0
     for a, b in zip(cached, prompt[:-1], strict=False):
         if a != b:

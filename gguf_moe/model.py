@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
+from gguf_moe import completions
 from gguf_moe.arch import find_arch
 from gguf_moe.arch.hparams import read_hparams
 from gguf_moe.arch.weights import load_weights
 from gguf_moe.checkpoint import open_checkpoint
-from gguf_moe.errors import BusyError, ContextFullError, OptionError
+from gguf_moe.errors import BusyError, ContextFullError, OptionError, TemplateError
 from gguf_moe.generate import Piece, Result, decode_loop
 from gguf_moe.options import Options
 from gguf_moe.runtime import machine, placement
@@ -43,7 +45,7 @@ class LoadTimes:
 class Generation:
     """An iterator over pieces of text. Closing it early, or dropping it, frees the model for the next one."""
 
-    def __init__(self, pieces: Iterator[Piece], result: Result):
+    def __init__(self, pieces: Generator[Piece], result: Result):
         self._pieces = pieces
         self.result = result
         """What has been produced so far; complete when the iteration is over."""
@@ -67,9 +69,7 @@ class Model:
         self.load_times = LoadTimes()
         self._lock = threading.Lock()
         self._closed = False
-        self._checkpoint = open_checkpoint(
-            path, mmap=options.mmap, progress=_stage(progress, "reading")
-        )
+        self._checkpoint = open_checkpoint(path, mmap=options.mmap, progress=_stage(progress, "reading"))
         self.path: Path = self._checkpoint.path
         self.metadata = self._checkpoint.metadata
         self.arch = find_arch(self.metadata)
@@ -112,7 +112,7 @@ class Model:
                 self._checkpoint.close()
 
     def tokenize(self, text: str, *, bos: bool | None = None, special: bool = True) -> list[int]:
-        """Token ids of a text. `bos` None adds what the file asks for; `special` reads control tokens in it."""
+        """Token ids of a text. `bos` None does as the file says; `special` reads control tokens in it."""
         return self.tokenizer.encode(text, bos=bos, special=special)
 
     def detokenize(self, ids: Sequence[int], *, special: bool = True) -> str:
@@ -134,7 +134,7 @@ class Model:
         stop: str | Sequence[str] = (),
         sampling: Sampling | None = None,
         progress: Progress | None = None,
-        **sampling_options: float | int | None,
+        **sampling_options: Any,
     ) -> Generation:
         """Continue a prompt, piece by piece.
 
@@ -152,6 +152,36 @@ class Model:
         pieces = self._pieces(result, Sampler(sampling or Sampling()), max_tokens, stops, progress)
         return Generation(pieces, result)
 
+    def create_completion(
+        self, prompt: str | Sequence[int], *, stream: bool = False, **options: Any
+    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
+        """A completion in OpenAI's shape, or with `stream` an iterator of its chunks; options as `generate`."""
+        complete = completions.stream_completion if stream else completions.completion
+        return complete(self.generate(prompt, **options), self.path.stem)
+
+    def create_chat_completion(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
+        """An answer to OpenAI-style messages by the file's chat template; options as `generate`.
+
+        template_options are variables for the template (enable_thinking=False, ...). Raises TemplateError.
+        """
+        ids = self.tokenize(self.render_chat(messages, tools=tools, **template_options or {}))
+        complete = completions.stream_chat_completion if stream else completions.chat_completion
+        return complete(self.generate(ids, **options), self.path.stem)
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """The prompt that the file's chat template makes of messages. Raises TemplateError."""
+        if self.chat_template is None:
+            raise TemplateError(f"{self.path}: the file has no chat template; give a raw prompt instead.")
+        return self.chat_template.render([dict(message) for message in messages], **options)
+
     def _pieces(
         self,
         result: Result,
@@ -159,7 +189,7 @@ class Model:
         max_tokens: int | None,
         stop: Sequence[str],
         progress: Progress | None,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece]:
         with self._in_use():
             yield from decode_loop(
                 self._context,
@@ -183,7 +213,7 @@ class Model:
     @contextmanager
     def _in_use(self) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):
-            raise BusyError("the model is generating already; wait for it, close it, or load a second model.")
+            raise BusyError("the model is busy with another call; wait, or load a second model.")
         try:
             if self._closed:
                 raise BusyError(f"the model {self.path} was closed; load it again.")
@@ -197,7 +227,9 @@ class Model:
         if not ids:
             raise OptionError("the prompt is empty and the model has no BOS token; give it some text.")
         if wrong := [i for i in ids if not 0 <= i < self.hparams.n_vocab]:
-            raise OptionError(f"{wrong[0]} is not a token id of this model (0 to {self.hparams.n_vocab - 1}).")
+            raise OptionError(
+                f"{wrong[0]} is not a token id of this model (0 to {self.hparams.n_vocab - 1})."
+            )
         if len(ids) > self.n_ctx:
             raise ContextFullError(
                 f"the prompt has {len(ids)} tokens, but the context holds {self.n_ctx}; "
@@ -210,7 +242,7 @@ def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] 
     return progress and (lambda done, total: progress(stage, done, total))
 
 
-def _sampling(sampling: Sampling | None, changes: dict[str, float | int | None]) -> Sampling:
+def _sampling(sampling: Sampling | None, changes: dict[str, Any]) -> Sampling:
     unknown = sorted(set(changes) - {f.name for f in fields(Sampling)})
     if unknown:
         raise OptionError(f"{unknown[0]} is not a sampling option; see gguf_moe.Sampling.")

@@ -15,7 +15,7 @@ from gguf_moe.errors import NumericError, OptionError
 class Sampling:
     """How to choose. Raises OptionError for a value out of range.
 
-    temperature 0 takes the most likely token; top_k 0, top_p 1, min_p 0 and repeat_penalty 1 switch a step off.
+    temperature 0 takes the most likely token; top_k 0, top_p 1, min_p 0, repeat_penalty 1 switch a step off.
     """
 
     temperature: float = 0.8

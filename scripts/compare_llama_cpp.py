@@ -119,7 +119,8 @@ def our_run(args: argparse.Namespace, inputs: Inputs, out: Path) -> tuple[Run, b
     with gguf_moe.load(args.model, n_ctx=N_CTX, threads=args.threads, kv_type=inputs.kv_type) as model:
 
         def greedy(ids: list[int]) -> list[int]:
-            return [piece.token for piece in model.generate(ids, max_tokens=MAX_TOKENS, temperature=0.0)]
+            generation = model.generate(ids, max_tokens=MAX_TOKENS, temperature=0.0)
+            return [piece.token for piece in generation if piece.token is not None]
 
         result = carry_out(whole_job(args, inputs, args.model), out, model.logits, greedy)
         return result, [list(model.tokenize(text)) for text in inputs.texts] == inputs.ids

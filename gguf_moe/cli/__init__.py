@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. The one place where errors become exit codes, and where the environment counts.
+"""The command line: parse, call, print. Here errors become exit codes, and here alone the environment counts.
 
 Only results go to stdout; progress, notes and the final line go to stderr.
 Exit codes: 0 done, 1 an error of ours, 2 wrong usage, 130 interrupted.

@@ -32,8 +32,8 @@ pre_tokenizer_option = click.option(
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command with a running model has; they arrive as one dict, `runtime`."""
     options = (
-        click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Context length.  [default: the file's]"),
-        click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads.  [default: physical cores]"),
+        click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Context.  [default: the file's]"),
+        click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads.  [default: cores]"),
         click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N."),
         click.option("--kv", "kv_type", type=click.Choice(["f16", "f32"]), help="Type of the KV cache."),
         click.option("--no-mmap", is_flag=True, help="Read the file into memory instead of mapping it."),
@@ -55,7 +55,10 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
             del runtime["cache_dir"]
         return command(runtime=runtime, **arguments)
 
-    return functools.reduce(lambda function, option: option(function), reversed(options), wrapped)
+    result: Callable[..., Any] = wrapped
+    for option in reversed(options):
+        result = option(result)
+    return result
 
 
 def load(path: str, runtime: dict[str, Any], progress: ProgressLine) -> Model:
@@ -65,11 +68,12 @@ def load(path: str, runtime: dict[str, Any], progress: ProgressLine) -> Model:
     return model
 
 
+STAGES = {"reading": "reading the file", "compiling": "compiling kernels (once)", "prompt": "prompt"}
+REDRAW_S = 0.1
+
+
 class ProgressLine:
     """One line on stderr that is rewritten in place; nothing at all if stderr is not a terminal."""
-
-    WORDS = {"reading": "reading the file", "compiling": "compiling kernels (once)", "prompt": "prompt"}
-    INTERVAL_S = 0.1
 
     def __init__(self) -> None:
         self._on = sys.stderr.isatty()
@@ -78,11 +82,11 @@ class ProgressLine:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if not self._on or (now - self._last < self.INTERVAL_S and stage != "compiling"):
+        if not self._on or (now - self._last < REDRAW_S and stage != "compiling"):
             return
         self._last = now
         amount = f"{done}/{total}" if stage != "reading" else f"{done / 2**30:.1f}/{total / 2**30:.1f} GiB"
-        click.echo(f"\r\x1b[K{self.WORDS[stage]} {amount}", nl=False, err=True)
+        click.echo(f"\r\x1b[K{STAGES[stage]} {amount}", nl=False, err=True)
         self._shown = True
 
     def clear(self) -> None:

@@ -22,7 +22,7 @@ from gguf_moe.cli.common import (
 
 @click.command()
 @model_option
-@click.option("-f", "--file", "text_file", required=True, type=click.Path(path_type=Path), help="Text to score.")
+@click.option("-f", "--file", "text_file", required=True, type=click.Path(path_type=Path), help="The text.")
 @runtime_options
 @json_option
 def perplexity(path: str, text_file: Path, as_json: bool, runtime: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ def perplexity(path: str, text_file: Path, as_json: bool, runtime: dict[str, Any
 @click.command()
 @model_option
 @click.option("-p", "--prompt", required=True, metavar="TEXT", help="Text; `-` reads stdin.")
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The .npy file to write.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="A .npy file.")
 @runtime_options
 def logits(path: str, prompt: str, out: Path, runtime: dict[str, Any]) -> None:
     """Write the logits after every token of a text: float32 [n_tokens, n_vocab]."""

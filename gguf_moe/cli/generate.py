@@ -15,7 +15,6 @@ from gguf_moe.cli.common import (
     read_text,
     runtime_options,
 )
-from gguf_moe.errors import OptionError
 
 if TYPE_CHECKING:
     from gguf_moe.model import Generation, Model
@@ -84,11 +83,7 @@ def generate(
 
 
 def _prompt_ids(model: Model, text: str, chat: bool) -> list[int]:
-    if not chat:
-        return model.tokenize(text)
-    if model.chat_template is None:
-        raise OptionError(f"{model.path}: the file has no chat template; leave --chat out.")
-    return model.tokenize(model.chat_template.render([{"role": "user", "content": text}]))
+    return model.tokenize(model.render_chat([{"role": "user", "content": text}]) if chat else text)
 
 
 def _about(model: Model) -> str:
@@ -106,7 +101,8 @@ def _summary(generation: Generation) -> str:
     r = generation.result
     return (
         f"prompt {len(r.prompt_token_ids)} tokens, {r.prompt_tokens_per_s:.1f} tok/s; "
-        f"generated {len(r.token_ids)}, {r.decode_tokens_per_s:.1f} tok/s; first token {r.first_token_s:.2f} s"
+        f"generated {len(r.token_ids)}, {r.decode_tokens_per_s:.1f} tok/s; "
+        f"first token {r.first_token_s:.2f} s"
     )
 
 

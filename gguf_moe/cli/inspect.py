@@ -19,7 +19,7 @@ VALUE_WIDTH = 60
 @click.argument("path", metavar="FILE")
 @json_option
 def inspect(path: str, as_json: bool) -> None:
-    """Show a file's keys, its tensors by role and type, what memory it needs, and whether it runs here."""
+    """Show a file's keys, its tensors by role and type, its memory needs, and whether it runs here."""
     from gguf_moe.report import inspect_file
     from gguf_moe.runtime.machine import available_memory
 
@@ -54,7 +54,8 @@ def _as_dict(report: Report, available: int) -> dict[str, Any]:
         "file_bytes": report.nbytes,
         "architecture": report.architecture,
         "keys": {
-            key: {"type": type_name, "value": _plain(value)} for key, (type_name, value) in report.keys.items()
+            key: {"type": type_name, "value": _plain(value)}
+            for key, (type_name, value) in report.keys.items()
         },
         "tensors": [
             {"role": g.role, "type": g.qtype, "number": g.n_tensors, "bytes": g.nbytes} for g in report.groups

@@ -16,4 +16,4 @@ def warmup(path: str, runtime: dict[str, Any]) -> None:
     """Compile and cache every kernel that FILE needs."""
     with load(path, runtime, ProgressLine()) as model:
         times = model.load_times
-        click.echo(f"{times.n_compiled} kernels compiled in {times.compile_s:.1f} s; the rest was cached", err=True)
+        click.echo(f"compiled {times.n_compiled} kernels in {times.compile_s:.1f} s", err=True)

@@ -1,4 +1,4 @@
-"""From an architecture's data and a file's weights to the graph of one step. This is the model, top to bottom.
+"""From an architecture's data and a file's weights to the graph of a step. This is the model, top to bottom.
 
 One graph serves every step of up to `n_tokens` tokens, be it a chunk of the prompt or one new token.
 """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from gguf_moe.checkpoint import ExpertTensors, Tensor
 from gguf_moe_kernels.activations import ActivationFormat
-from gguf_moe_kernels.gating import Gating
 
 
 class Op(enum.StrEnum):
@@ -57,10 +57,6 @@ class Buffer:
     cols: int
 
 
-Weight = Tensor | ExpertTensors | Buffer
-Option = int | float | Gating | None
-
-
 @dataclass(eq=False, slots=True)
 class Task:
     """One op on buffers and weights. `name` is llama.cpp's name for what it produces, with the layer."""
@@ -70,10 +66,22 @@ class Task:
     rows: Rows
     inputs: Mapping[str, Buffer]
     outputs: Mapping[str, Buffer]
-    weights: Mapping[str, Weight]
-    options: Mapping[str, Option]
+    weights: Mapping[str, Tensor | ExpertTensors]
+    options: Mapping[str, Any]
     after: tuple[Task, ...] = ()
     """Tasks that must be finished before this one starts."""
+
+    def tensor(self, name: str) -> Tensor:
+        """A weight that is one tensor."""
+        weight = self.weights[name]
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def experts(self, name: str) -> ExpertTensors:
+        """A weight of which each expert has its own."""
+        weight = self.weights[name]
+        assert isinstance(weight, ExpertTensors)
+        return weight
 
 
 @dataclass(slots=True)
@@ -92,10 +100,10 @@ class Graph:
         *,
         inputs: Mapping[str, Buffer],
         outputs: Mapping[str, Buffer],
-        weights: Mapping[str, Weight] | None = None,
-        options: Mapping[str, Option] | None = None,
+        weights: Mapping[str, Tensor | ExpertTensors] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Task:
-        """Append a task. It waits for the last writer of what it reads, and for all users of what it writes."""
+        """Append a task. It waits for whoever wrote what it reads and for all users of what it writes."""
         before: dict[int, Task] = {}
         for buffer in (*inputs.values(), *outputs.values()):
             if writer := self._writer.get(buffer.name):

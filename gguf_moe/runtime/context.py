@@ -57,8 +57,8 @@ class Context:
     def extend(self, tokens: Sequence[int], n_outputs: int, progress: Progress | None = None) -> np.ndarray:
         """Append tokens to the cache, chunk by chunk; the logits of the last n_outputs of them.
 
-        Returns float32 [n_outputs, n_vocab]: for n_outputs <= n_batch and one chunk a view that the next call
-        overwrites. If it is interrupted, the cache holds the chunks that were finished. Raises ContextFullError.
+        Returns float32 [n_outputs, n_vocab], which the next call may overwrite. If it is interrupted, the
+        cache holds the chunks that were finished. Raises ContextFullError.
         """
         if len(self.tokens) + len(tokens) > self.n_ctx:
             raise ContextFullError(
@@ -95,6 +95,8 @@ class Context:
         memory["inp_tokens"][:n, 0] = tokens
         memory["out_ids"][:n_outputs, 0] = np.arange(n - n_outputs, n)
         memory["rope_cos"][:n], memory["rope_sin"][:n] = self._rope.angles(n_past, n)
+        assert self._crew is not None, "start() comes first"
+        assert self._program is not None
         self._crew.run(self._program)
         self.tokens.extend(tokens)
         return memory["result_output"][:n_outputs]

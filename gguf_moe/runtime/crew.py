@@ -1,7 +1,7 @@
 """The crew: threads made at load, parked between steps, joined at close. They walk a program together.
 
-The loop itself is machine code (gguf_moe_kernels/cpu/crew.py) and runs without the interpreter lock. The caller
-is thread 0. Every SLICE it comes back to Python, so that Ctrl-C and other signals are seen.
+The loop itself is machine code (gguf_moe_kernels/cpu/crew.py) and runs without the interpreter lock. The
+caller is thread 0. Every SLICE_NS it comes back to Python, so that Ctrl-C and other signals are seen.
 """
 
 from __future__ import annotations

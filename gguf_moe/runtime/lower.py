@@ -1,4 +1,4 @@
-"""From a graph to the crew's program: for each task a kernel, its arguments, and whether all must meet after it."""
+"""From a graph to the crew's program: for each task a kernel, its arguments, and if all meet after it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gguf_moe.checkpoint import ExpertTensors, Tensor
+from gguf_moe.checkpoint import Tensor
 from gguf_moe.graph.task import Buffer, Graph, Kind, Op, Task
 from gguf_moe.runtime.memory import Memory, row_size
 from gguf_moe_kernels import structs
@@ -72,7 +72,7 @@ def lower(graph: Graph, memory: Memory, n_threads: int) -> list[Row]:
     for task in graph.tasks:
         kernel, struct, special = _LOWER[task.op](task, memory, n_threads)
         values = _addresses_and_options(task, memory) | special
-        rows.append(Row(task, kernel, struct, {name: values[name] for name in struct.names}))
+        rows.append(Row(task, kernel, struct, {name: values[name] for name in struct.names or ()}))
     return rows
 
 
@@ -81,14 +81,14 @@ def _addresses_and_options(task: Task, memory: Memory) -> dict[str, Value]:
     return {
         "n_past": memory.n_past_address,
         "rows": memory.rows_address(task.rows),
-        **{name: memory.address(buffer) for name, buffer in (task.inputs | task.outputs).items()},
+        **{name: memory.address(buffer) for name, buffer in (*task.inputs.items(), *task.outputs.items())},
         **{name: weight.address for name, weight in task.weights.items() if isinstance(weight, Tensor)},
         **task.options,
     }
 
 
 def _barriers(rows: list[Row]) -> list[bool]:
-    """Whether all threads must meet after each row: only where a later task waits for one since the last meeting."""
+    """Whether all threads meet after each row: only if the next waits for one since the last meeting."""
     barriers = [False] * len(rows)
     running: set[int] = set()
     for i, row in enumerate(rows):
@@ -103,8 +103,8 @@ Lowered = tuple[str, np.dtype, dict[str, Value]]
 
 
 def _get_rows(task: Task, memory: Memory, n_threads: int) -> Lowered:
-    weight, n = task.weights.get("weight"), task.outputs["out"].cols
-    qtype = weight.qtype if weight else GGMLType.F32
+    n = task.outputs["out"].cols
+    qtype = task.tensor("weight").qtype if "weight" in task.weights else GGMLType.F32
     dequantize = f"{qtype.name.lower()}.dequantize"
     special: dict[str, Value] = {"dequantize": dequantize, "row_size": qtype.row_size(n), "n": n}
     return "elementwise.get_rows", structs.GET_ROWS, special
@@ -121,7 +121,7 @@ def _rms_norm(task: Task, memory: Memory, n_threads: int) -> Lowered:
 
 
 def _matmul(task: Task, memory: Memory, n_threads: int) -> Lowered:
-    weight = task.weights["weight"]
+    weight = task.tensor("weight")
     n_in, n_out = weight.shape
     special: dict[str, Value] = {
         "tile": _tile(weight.qtype),
@@ -138,7 +138,7 @@ def _matmul(task: Task, memory: Memory, n_threads: int) -> Lowered:
 
 
 def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
-    weight = task.weights["weight"]
+    weight = task.experts("weight")
     n_in, n_out = weight.shape
     x = [task.inputs[ACTIVATION_FORMAT[qtype].value] for qtype in weight.qtypes]
     special: dict[str, Value] = {

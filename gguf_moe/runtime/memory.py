@@ -8,7 +8,12 @@ from gguf_moe.errors import OutOfMemoryError
 from gguf_moe.graph.task import Buffer, Kind, Rows
 from gguf_moe_kernels.activations import ActivationFormat
 
-_DTYPES = {Kind.F32: np.float32, Kind.F16: np.float16, Kind.I32: np.int32, Kind.I64: np.int64}
+_DTYPES: dict[Kind, type[np.generic]] = {
+    Kind.F32: np.float32,
+    Kind.F16: np.float16,
+    Kind.I32: np.int32,
+    Kind.I64: np.int64,
+}
 
 
 def row_size(buffer: Buffer) -> int:
@@ -50,10 +55,10 @@ class Memory:
 
 
 def _allocate(buffer: Buffer) -> np.ndarray:
-    quantized = isinstance(buffer.kind, ActivationFormat)
-    shape = (buffer.rows, row_size(buffer) if quantized else buffer.cols)
     try:
-        return np.zeros(shape, np.uint8 if quantized else _DTYPES[buffer.kind])
+        if isinstance(buffer.kind, ActivationFormat):
+            return np.zeros((buffer.rows, row_size(buffer)), np.uint8)
+        return np.zeros((buffer.rows, buffer.cols), _DTYPES[buffer.kind])
     except MemoryError:
         mib = buffer.rows * row_size(buffer) / 2**20
         raise OutOfMemoryError(

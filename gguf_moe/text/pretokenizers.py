@@ -1,9 +1,10 @@
-"""How a byte-level BPE tokenizer cuts a text into words before it merges bytes, by the name the file gives it.
+"""How a byte-level BPE tokenizer cuts a text into words before it merges bytes, by the name in the file.
 
-A name (`tokenizer.ggml.pre`) stands for a list of regular expressions. Each one cuts the pieces that the one before
-it left: what it matches becomes a piece, and so does what lies between two matches. The expressions are the ones of
-the models' own tokenizer.json files where these are known, and else those of llama.cpp (src/llama-vocab.cpp), whose
-own engine can only approximate some of them. The syntax is Oniguruma's, as in the tokenizers library.
+A name (`tokenizer.ggml.pre`) stands for a list of regular expressions. Each one cuts the pieces that the one
+before it left: what it matches becomes a piece, and so does what lies between two matches. The expressions
+are those of the models' own tokenizer.json files where these are known, and else those of llama.cpp
+(src/llama-vocab.cpp), whose engine can only approximate some. The syntax is Oniguruma's, as in the
+tokenizers library.
 """
 
 from __future__ import annotations
@@ -221,8 +222,8 @@ def find_pre_tokenizer(metadata: Metadata, pre: str | None = None) -> PreTokeniz
     name = metadata.string(PRE_KEY, "default")
     if name not in PRE_TOKENIZERS:
         raise UnsupportedModelError(
-            f"{metadata.path}: {PRE_KEY} is {name[:80]!r}, a pre-tokenizer that is not implemented; {_names_like(name)}. "
-            "Name the one to use with --pre-tokenizer NAME (pre= in Python)."
+            f"{metadata.path}: {PRE_KEY} is {name[:80]!r}, a pre-tokenizer that is not implemented; "
+            f"{_names_like(name)}. Name the one to use with --pre-tokenizer NAME (pre= in Python)."
         )
     if name == "default":
         logger.warning(

@@ -25,7 +25,7 @@ class ActivationFormat(enum.Enum):
     Q8_K = "q8_k"
 
     def row_size(self, n: int) -> int:
-        """Bytes of one row of n activations; n is a multiple of the format's block size (32, or 256 for Q8_K)."""
+        """Bytes of one row of n activations; n is a multiple of the block size: 32, or 256 for Q8_K."""
         if self is ActivationFormat.F32:
             return 4 * n
         planes = {

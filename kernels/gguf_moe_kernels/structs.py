@@ -28,8 +28,8 @@ RMS_NORM = _struct("x weight out n rows", "eps")
 # out[i] = weight . x[i] (+ bias) (+ residual[i]); out and residual are float32 [rows, n_out]
 MATMUL = _struct("tile weight row_size n_out n_in x x_stride out rows chunk_rows bias residual")
 
-# The same for experts. tiles, weights, row_sizes, x, x_stride: int64 [n_expert], because experts may differ in
-# type. used, n_used, first: see EXPERT_ROWS. For a place p of expert e: out[p] = weight[e] . x[e][x_index[p]];
+# The same for experts. tiles, weights, row_sizes, x, x_stride: int64 [n_expert], because experts may differ
+# in type. used, n_used, first: see EXPERT_ROWS. A place p of expert e: out[p] = weight[e] . x[e][x_index[p]];
 # x_index is int32, or 0 for x[e][p].
 MATMUL_ID = _struct("tiles weights row_sizes n_out n_in x x_stride x_index out used n_used first chunk_rows")
 
@@ -76,7 +76,7 @@ class Control(enum.IntEnum):
     """Address of the program: int64 [N_ROWS, 4] of function, arguments, barrier flag, unused."""
     N_ROWS = 264
     COUNTERS = 272
-    """Address of int64 [N_ROWS, 16]: element 0 counts claimed chunks, element 8 threads that finished the row."""
+    """Address of int64 [N_ROWS, 16]: element 0 counts claimed chunks, 8 the threads that finished the row."""
     N_THREADS = 280
     SCHED_YIELD = 288
     """Addresses of the C library's functions; 0 where there are none."""

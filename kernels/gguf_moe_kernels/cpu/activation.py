@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from gguf_moe_kernels import structs
-from gguf_moe_kernels.cpu.arithmetic import absolute, round_even, to_float, to_int
+from gguf_moe_kernels.cpu.arithmetic import float_from_bits, round_even, to_float, to_int
 from gguf_moe_kernels.cpu.compile import op
-from gguf_moe_kernels.cpu.memory import F32, load_f32, load_i64, store_f32, store_i8, store_i16
+from gguf_moe_kernels.cpu.half import f16_to_f32, f32_to_f16
+from gguf_moe_kernels.cpu.memory import load_f32, load_i64, load_u32, store_f32, store_i8, store_i16
 
 ZERO, ONE, LIMIT = np.float32(0.0), np.float32(1.0), np.float32(127.0)
 
@@ -20,18 +20,19 @@ def round_f16(typingctx, x):
     """A float32 rounded to float16 and back."""
 
     def codegen(context, builder, signature, args):
-        return builder.fpext(builder.fptrunc(args[0], ir.HalfType()), F32)
+        return f16_to_f32(builder, f32_to_f16(builder, args[0]))
 
     return types.float32(types.float32), codegen
 
 
 @njit
 def largest(x, n):
-    """Largest magnitude of n float32."""
-    amax = ZERO
+    """Largest magnitude of n float32; NaN if one of them is not finite, so that it is never lost."""
+    bits = 0
     for j in range(n):
-        amax = max(amax, absolute(load_f32(x, 4 * j)))
-    return amax
+        bits = max(bits, load_u32(x, 4 * j) & 0x7FFFFFFF)
+    amax = float_from_bits(bits)  # magnitudes are in the order of their bits: infinity and NaN come last
+    return amax + (amax - amax)
 
 
 @njit
@@ -89,5 +90,5 @@ def quantize_q8_k(args, chunk, thread):
         for j in range(16):
             at = 256 * ib + 16 * j
             store_i16(sums, at // 8, quantize_block(x + 4 * at, 16, inverse, out + at))
-        store_f32(scales, 4 * ib, ONE / inverse if amax > ZERO else ZERO)
+        store_f32(scales, 4 * ib, ONE / inverse if amax > ZERO else amax)
     return 1

@@ -8,18 +8,10 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from gguf_moe_kernels.constants import EXP_COEFFICIENTS, EXP_MAX, EXP_MIN, LN2_HIGH, LN2_LOW, LOG2_E
 from gguf_moe_kernels.cpu.memory import F32, I32, I64
 
 ONE = np.float32(1.0)
-
-# exp(x) = 2^n * e^r with n = round(x / ln 2) and r = x - n ln 2, where ln 2 is split in two (Cody and Waite).
-# The polynomial is the Taylor series of e^r to r^7: its error on |r| <= ln 2 / 2 is 2e-9, below half an ulp.
-LOG2_E = np.float32(1.44269504)
-LN2_HIGH = np.float32(0.693359375)
-LN2_LOW = np.float32(-2.12194440e-4)
-EXP_COEFFICIENTS = tuple(np.float32(c) for c in (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0))
-EXP_MIN, EXP_MAX = np.float32(-87.0), np.float32(88.0)
-"""exp clamps its argument to this range, where the result is a normal number."""
 
 
 def _unary(name: str):
@@ -36,7 +28,6 @@ def _unary(name: str):
 
 sqrt = _unary("llvm.sqrt.f32")
 round_even = _unary("llvm.rint.f32")
-absolute = _unary("llvm.fabs.f32")
 
 
 @intrinsic
@@ -72,10 +63,15 @@ def to_float(typingctx, value):
 
 @intrinsic
 def to_int(typingctx, value):
-    """A float32 that holds a small whole number as int64."""
+    """A whole float32 below 2^22 in magnitude as int64; for what is not finite some number, never a trap.
+
+    Added to 1.5 * 2^23 it stands in the low bits. LLVM's own conversion is undefined for NaN.
+    """
 
     def codegen(context, builder, signature, args):
-        return builder.sext(builder.fptosi(args[0], I32), I64)
+        one_and_a_half = ir.Constant(F32, 1.5 * 2**23)
+        bits = builder.bitcast(builder.fadd(args[0], one_and_a_half), I32)
+        return builder.sext(builder.sub(bits, builder.bitcast(one_and_a_half, I32)), I64)
 
     return types.int64(types.float32), codegen
 

@@ -38,8 +38,8 @@ def kernel(function: Callable[..., Any]) -> Kernel:
 def op(arguments: np.dtype) -> Callable[[Callable[..., Any]], Kernel]:
     """Decorator for an op: int64 function(address of its arguments, chunk, thread).
 
-    It computes one chunk of its work and returns 1, or returns 0 if there is no such chunk. `arguments` is the
-    struct (see structs.py) that the first parameter points to; read it with `carray(args, 1)[0]`.
+    It computes one chunk of its work and returns 1, or returns 0 if there is no such chunk. `arguments` is
+    the struct (see structs.py) that the first parameter points to; read it with `carray(args, 1)[0]`.
     """
     pointer = types.CPointer(from_dtype(arguments))
     return lambda function: Kernel(function, types.int64(pointer, types.int64, types.int64))

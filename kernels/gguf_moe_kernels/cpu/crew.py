@@ -1,11 +1,11 @@
 """The crew's loop: N threads walk one table of ops, claim chunks of each op, and meet at barriers.
 
-Each op has a counter from which threads claim chunks until the op says that there is no such chunk. A row whose
-barrier flag is set lets nobody pass before all have finished it. structs.Control is the memory they share.
+Each op has a counter from which threads claim chunks until the op says that there is no such chunk. A row
+whose barrier flag is set lets nobody pass before all have finished it. They share structs.Control.
 
 The calling thread (thread 0) takes part, but comes back to Python now and then so that signals are seen. Its
-place in the table is its whole state, because chunks are claimed atomically: 2 * row while it claims chunks of
-the row, 2 * row + 1 while it waits for the others at the row's barrier.
+place in the table is its whole state, because chunks are claimed atomically: 2 * row while it claims chunks
+of the row, 2 * row + 1 while it waits for the others at the row's barrier.
 """
 
 from __future__ import annotations

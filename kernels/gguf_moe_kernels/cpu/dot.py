@@ -1,9 +1,9 @@
 """The defined order of every sum (DESIGN: "the same bits everywhere").
 
-Float sums run in 32 lanes by index mod 32, ascending, one fma per element; the lanes are added by halves; what
-is left beyond the last multiple of 32 goes to a scalar chain of fma that is added last.
-Quantized sums run over blocks: each block adds its term to one of four partial sums by block index mod 4, and
-the result is (s0 + s1) + (s2 + s3).
+Float sums run in 32 lanes by index mod 32, ascending, one fma per element; the lanes are added by halves;
+what is left beyond the last multiple of 32 goes to a scalar chain of fma that is added last.
+Quantized sums run over blocks: each block adds its term to one of four partial sums by block index mod 4,
+and the result is (s0 + s1) + (s2 + s3).
 """
 
 from __future__ import annotations

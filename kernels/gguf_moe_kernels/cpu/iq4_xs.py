@@ -1,7 +1,7 @@
-"""IQ4_XS: 256 weights in 136 bytes: f16 d, u16 high scale bits, 4 bytes of low scale nibbles, 128 nibble bytes.
+"""IQ4_XS: 256 weights in 136 bytes: f16 d, u16 high scale bits, 4 bytes of low scale bits, 128 nibble bytes.
 
-Group j of 32 weights: weight = d * (scale[j] - 32) * VALUES[q], the table of IQ4_NL. The group's 16 bytes hold
-q[l] in the low and q[l + 16] in the high nibble.
+Group j of 32 weights: weight = d * (scale[j] - 32) * VALUES[q], the table of IQ4_NL. The group's 16 bytes
+hold q[l] in the low and q[l + 16] in the high nibble.
 """
 
 from __future__ import annotations

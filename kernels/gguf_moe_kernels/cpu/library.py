@@ -1,8 +1,8 @@
 """The kernels of one model: found in the cache on disk or compiled, loaded, and given out as addresses.
 
-A cache file is named after the kernel and a key that covers every kernel source, the compiler's version and the
-CPU. It holds a SHA-256 and an object file. Code from disk is executed, so the directory must belong to the user
-and be closed to others; otherwise it is not used.
+A cache file is named after the kernel and a key that covers every kernel source, the compiler's version and
+the CPU. It holds a SHA-256 and an object file. Code from disk is executed, so the directory must belong to
+the user and be closed to others; otherwise it is not used.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from gguf_moe_kernels.cpu.half import f16_to_f32, f32_to_f16
+
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 
@@ -65,7 +67,7 @@ load_i16 = make_load(types.int64, I16, lambda b, v: b.sext(v, I64))
 load_u32 = make_load(types.int64, I32, lambda b, v: b.zext(v, I64))
 load_i32 = make_load(types.int64, I32, lambda b, v: b.sext(v, I64))
 load_i64 = make_load(types.int64, I64)
-load_f16 = make_load(types.float32, F16, lambda b, v: b.fpext(v, F32))
+load_f16 = make_load(types.float32, F16, f16_to_f32)
 load_bf16 = make_load(
     types.float32, I16, lambda b, v: b.bitcast(b.shl(b.zext(v, I32), ir.Constant(I32, 16)), F32)
 )
@@ -75,7 +77,7 @@ store_i8 = make_store(types.int64, I8, lambda b, v: b.trunc(v, I8))
 store_i16 = make_store(types.int64, I16, lambda b, v: b.trunc(v, I16))
 store_i32 = make_store(types.int64, I32, lambda b, v: b.trunc(v, I32))
 store_i64 = make_store(types.int64, I64)
-store_f16 = make_store(types.float32, F16, lambda b, v: b.fptrunc(v, F16))
+store_f16 = make_store(types.float32, F16, f32_to_f16)
 store_f32 = make_store(types.float32, F32)
 
 
@@ -120,7 +122,7 @@ def make_call(n_args: int) -> Callable[..., Any]:
 
     signature = types.int64(*[types.int64] * (n_args + 1))
     # An intrinsic's arity is that of its Python function, so the function is made with the right one.
-    namespace = {"signature": signature, "codegen": codegen}
+    namespace: dict[str, Any] = {"signature": signature, "codegen": codegen}
     exec(f"def call(typingctx, function, {numbers}): return signature, codegen", namespace)
     return intrinsic(namespace["call"])
 

@@ -6,6 +6,7 @@ import numpy as np
 from numba import carray, njit
 
 from gguf_moe_kernels import structs
+from gguf_moe_kernels.constants import SMALLEST_SUM
 from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma
 from gguf_moe_kernels.cpu.attention import softmax
 from gguf_moe_kernels.cpu.compile import op
@@ -13,7 +14,6 @@ from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, store_f32,
 from gguf_moe_kernels.gating import Gating
 
 ZERO = np.float32(0.0)
-SMALLEST_SUM = np.float32(6.103515625e-5)
 SOFTMAX, SIGMOID, SOFTMAX_WEIGHT = (int(g) for g in (Gating.SOFTMAX, Gating.SIGMOID, Gating.SOFTMAX_WEIGHT))
 
 

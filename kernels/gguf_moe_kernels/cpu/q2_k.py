@@ -1,7 +1,7 @@
 """Q2_K: 256 weights in 84 bytes: 16 bytes of scales, 64 bytes of 2-bit q, f16 d, f16 dmin.
 
-Group j of 16 weights: weight = d * (scales[j] & 15) * q - dmin * (scales[j] >> 4). The i-th 32 weights of half h
-are bits 2i and 2i + 1 of the half's 32 bytes.
+Group j of 16 weights: weight = d * (scales[j] & 15) * q - dmin * (scales[j] >> 4). The i-th 32 weights of a
+half are bits 2i and 2i + 1 of the half's 32 bytes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Q3_K: 256 weights in 110 bytes: 32 bytes of third bits, 64 bytes of low 2 bits, 12 bytes of scales, f16 d.
 
-Group j of 16 weights: weight = d * (scale[j] - 32) * (q - 4). The low bits lie as in Q2_K; the third bit of the
-i-th 32 weights is bit i of each of the 32 bytes. Scales have 6 bits: the low four are nibbles (j and j + 8 share
-byte j), the high two are bits 2 (j / 4) of byte 8 + j % 4.
+Group j of 16 weights: weight = d * (scale[j] - 32) * (q - 4). The low bits lie as in Q2_K; the third bit of
+the i-th 32 weights is bit i of each of the 32 bytes. Scales have 6 bits: the low four are nibbles (j and
+j + 8 share byte j), the high two are bits 2 (j / 4) of byte 8 + j % 4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Q4_K: 256 weights in 144 bytes: f16 d, f16 dmin, 12 bytes with 8 scales and 8 minimums of 6 bits, 128 nibble bytes.
+"""Q4_K: 256 weights in 144 bytes: f16 d, f16 dmin, 8 scales and 8 minimums of 6 bits each, 128 nibble bytes.
 
 Group j of 32 weights: weight = d * scale[j] * q - dmin * minimum[j]. Groups 2i and 2i + 1 are the low and the
 high nibbles of the i-th 32 bytes.

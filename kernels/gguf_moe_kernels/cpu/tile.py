@@ -6,8 +6,9 @@ This is the one seam between the quantization types and everything else. A type'
 
     out[t, r] = w[r] . x[x_index[t]]      for r < n_rows, t < n_x
 
-w: address of the first row's bytes, row_size bytes apart; x: activations in the type's format (activations.py),
-x_stride bytes apart; x_index: int32 [n_x] or 0 for x[t]; out: float32, rows out_stride bytes apart.
+w: address of the first row's bytes, row_size bytes apart; x: activations in the type's format
+(activations.py), x_stride bytes apart; x_index: int32 [n_x] or 0 for x[t]; out: float32, rows out_stride
+bytes apart.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Vectors as Numba values: i8x16, i8x32 and f32x32, written in plain LLVM operations that every target has.
 
 LLVM splits them over the registers of the CPU at hand and, where it can, turns a dot product into the CPU's
-own instruction (vpdpbusd, pmaddwd, sdot). Bytes have no sign of their own: the dot product says how to read them.
+own instruction (vpdpbusd, pmaddwd, sdot). Bytes have no sign of their own: the dot product says how to read
+them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
+from gguf_moe_kernels.cpu.half import f16_to_f32
 from gguf_moe_kernels.cpu.memory import F16, F32, I1, I8, I16, I32, I64, make_load, make_store
 
 
@@ -45,7 +47,7 @@ load_i8x32 = make_load(i8x32, i8x32.llvm)
 load_f32x32 = make_load(f32x32, f32x32.llvm)
 store_f32x16 = make_store(f32x16, f32x16.llvm)
 store_f32x32 = make_store(f32x32, f32x32.llvm)
-load_f16x32 = make_load(f32x32, ir.VectorType(F16, 32), lambda b, v: b.fpext(v, f32x32.llvm))
+load_f16x32 = make_load(f32x32, ir.VectorType(F16, 32), f16_to_f32)
 
 
 def _bf16_to_f32(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:

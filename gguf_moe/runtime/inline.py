@@ -1,0 +1,187 @@
+"""The oracle: a graph run task by task in the caller's thread, with numpy. Tests compare the crew with it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from gguf_moe.arch.base import Arch
+from gguf_moe.arch.hparams import HParams
+from gguf_moe.arch.weights import Weights
+from gguf_moe.checkpoint import ExpertTensors, Tensor
+from gguf_moe.graph.task import Graph, Kind, Op, Rows, Task
+from gguf_moe.runtime.context import Context
+from gguf_moe.runtime.crew import Crew
+from gguf_moe.runtime.lower import Program
+from gguf_moe.runtime.memory import Memory
+from gguf_moe_kernels.activations import ActivationFormat
+from gguf_moe_kernels.quants import GGMLType
+from gguf_moe_kernels.ref import activations, matmul, ops
+
+OnTask = Callable[[Task], None]
+"""Called after each task; its outputs are in the memory then."""
+
+
+class InlineContext(Context):
+    """A context that needs neither kernels nor threads; `start` is not called."""
+
+    def __init__(
+        self,
+        arch: Arch,
+        hparams: HParams,
+        weights: Weights,
+        *,
+        n_ctx: int,
+        n_batch: int,
+        kv_kind: Kind,
+        on_task: OnTask | None = None,
+    ):
+        super().__init__(arch, hparams, weights, n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind)
+        for buffer in self.graph.buffers().values():
+            self._memory.address(buffer)
+        # To the context, the runner is the crew and the graph is its program.
+        self._crew = cast(Crew, InlineCrew(self._memory, on_task))
+        self._program = cast(Program, self.graph)
+
+    def buffer(self, name: str) -> np.ndarray:
+        """A buffer's array, as the last task has left it."""
+        return self._memory[name]
+
+
+class InlineCrew:
+    """Runs graphs on the buffers of one memory, which must have been made."""
+
+    def __init__(self, memory: Memory, on_task: OnTask | None = None):
+        self._memory = memory
+        self._on_task = on_task
+
+    def run(self, graph: Graph) -> None:
+        """Run one step: the tasks in their order, on as many rows as memory.set_step has said."""
+        for task in graph.tasks:
+            _RUN.get(task.op, _run_op)(task, _Arrays(task, self._memory))
+            if self._on_task:
+                self._on_task(task)
+
+    def close(self) -> None:
+        """There are no threads to join."""
+
+
+class _Arrays:
+    """The arrays of a task: its buffers, cut to the step's rows, and its weights."""
+
+    def __init__(self, task: Task, memory: Memory):
+        self._task = task
+        self._memory = memory
+        self.n_past = _read(memory.n_past_address)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """An input or output of the task. What isn't by row (KV cache, places) comes whole."""
+        buffer = self._task.inputs.get(name) or self._task.outputs[name]
+        return self._memory[buffer.name]
+
+    def rows(self, name: str) -> np.ndarray:
+        """The rows of an input or output that this step uses."""
+        return self[name][: _read(self._memory.rows_address(self._task.rows))]
+
+    def flat(self, name: str) -> np.ndarray:
+        """An input or output of one column or one row."""
+        return self[name].reshape(-1)
+
+
+def _run_op(task: Task, arrays: _Arrays) -> None:
+    """An op whose buffers all have the task's rows, and whose weights are vectors."""
+    values: dict[str, Any] = {name: arrays.rows(name) for name in (*task.inputs, *task.outputs)}
+    values |= {name: task.tensor(name).data.view(np.float32) for name in task.weights}
+    getattr(ops, task.op)(**values, **task.options)
+
+
+def _get_rows(task: Task, arrays: _Arrays) -> None:
+    out, tokens = arrays.rows("out"), arrays.rows("tokens")[:, 0]
+    if "weight" in task.weights:
+        tensor = task.tensor("weight")
+        ops.get_rows(tensor.qtype, _matrix(tensor), tokens, out)
+    else:
+        ops.get_rows(GGMLType.F32, arrays["weight"].view(np.uint8), tokens, out)
+
+
+def _quantize(task: Task, arrays: _Arrays) -> None:
+    kind = task.outputs["out"].kind
+    assert isinstance(kind, ActivationFormat)
+    arrays.rows("out")[:] = activations.quantize(kind, arrays.rows("x"))
+
+
+def _matmul(task: Task, arrays: _Arrays) -> None:
+    tensor = task.tensor("weight")
+    matmul.matmul(
+        tensor.qtype,
+        _matrix(tensor),
+        arrays.rows("x"),
+        arrays.rows("out"),
+        bias=task.tensor("bias").data.view(np.float32) if "bias" in task.weights else None,
+        residual=arrays.rows("residual") if "residual" in task.inputs else None,
+    )
+
+
+def _matmul_id(task: Task, arrays: _Arrays) -> None:
+    experts = task.experts("weight")
+    matmul.matmul_id(
+        experts.qtypes,
+        [_expert_matrix(experts, ie) for ie in range(len(experts.qtypes))],
+        {kind: arrays[kind.value] for kind in ActivationFormat if kind.value in task.inputs},
+        arrays["out"],
+        arrays.flat("used"),
+        int(arrays.flat("n_used")[0]),
+        arrays.flat("first"),
+        arrays.flat("x_index") if "x_index" in task.inputs else None,
+    )
+
+
+def _kv_store(task: Task, arrays: _Arrays) -> None:
+    ops.kv_store(arrays.rows("x"), arrays["cache"], arrays.n_past)
+
+
+def _attention(task: Task, arrays: _Arrays) -> None:
+    q, out = arrays.rows("q"), arrays.rows("out")
+    ops.attention(q, arrays["k"], arrays["v"], out, arrays.n_past, **task.options)
+
+
+def _expert_rows(task: Task, arrays: _Arrays) -> None:
+    by_row = {name: arrays.rows(name) for name in ("ids", "place")}
+    flat = {name: arrays.flat(name) for name in ("used", "n_used", "first", "counts", "token")}
+    ops.expert_rows(**by_row, **flat)
+
+
+def _moe_sum(task: Task, arrays: _Arrays) -> None:
+    by_row = {name: arrays.rows(name) for name in ("place", "weights", "residual", "out")}
+    ops.moe_sum(arrays["x"], **by_row)
+
+
+_RUN: dict[Op, Callable[[Task, _Arrays], None]] = {
+    Op.GET_ROWS: _get_rows,
+    Op.QUANTIZE: _quantize,
+    Op.MATMUL: _matmul,
+    Op.MATMUL_ID: _matmul_id,
+    Op.KV_STORE: _kv_store,
+    Op.ATTENTION: _attention,
+    Op.EXPERT_ROWS: _expert_rows,
+    Op.MOE_SUM: _moe_sum,
+}
+
+
+def _matrix(tensor: Tensor) -> np.ndarray:
+    """u8 [n_rows, row_size]."""
+    return tensor.data.reshape(tensor.n_rows, -1)
+
+
+def _expert_matrix(experts: ExpertTensors, ie: int) -> np.ndarray:
+    """u8 [n_out, row_size] of expert ie, where it lies."""
+    raw = (ctypes.c_uint8 * experts.nbytes[ie]).from_address(experts.addresses[ie])
+    return np.frombuffer(raw, np.uint8).reshape(experts.shape[1], -1)
+
+
+def _read(address: int) -> int:
+    """An int64 that is set for each step, read as the kernels read it."""
+    return ctypes.c_int64.from_address(address).value

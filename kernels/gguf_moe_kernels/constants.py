@@ -1,0 +1,17 @@
+"""Numbers that belong to the definition of the arithmetic: every implementation must use the same."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# exp(x) = 2^n * e^r with n = round(x / ln 2) and r = x - n ln 2, where ln 2 is split in two (Cody and Waite).
+# The polynomial is the Taylor series of e^r to r^7: its error on |r| <= ln 2 / 2 is 2e-9, below half an ulp.
+LOG2_E = np.float32(1.44269504)
+LN2_HIGH = np.float32(0.693359375)
+LN2_LOW = np.float32(-2.12194440e-4)
+EXP_COEFFICIENTS = tuple(np.float32(c) for c in (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0))
+EXP_MIN, EXP_MAX = np.float32(-87.0), np.float32(88.0)
+"""exp clamps its argument to this range, where the result is a normal number."""
+
+SMALLEST_SUM = np.float32(6.103515625e-5)
+"""The chosen experts' weights are divided by their sum, but by no less than this (llama.cpp: build_moe_ffn)."""

@@ -1,0 +1,251 @@
+"""The command line as a person meets it: what goes to stdout and stderr, and how it ends."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FIXTURE = ROOT / "tests" / "fixtures" / "fixture-bpe.Q4_K_M.gguf"
+PROMPT = "Once upon a time, in a village"
+TIMEOUT = 120
+
+
+@pytest.fixture(scope="module")
+def command(kernel_cache):
+    """Run `gguf-moe` with these arguments; the finished process."""
+
+    def run(*arguments, stdin=b"", **options):
+        return subprocess.run(
+            [sys.executable, "-m", "gguf_moe", *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            timeout=TIMEOUT,
+            env=environment(kernel_cache),
+            **options,
+        )
+
+    return run
+
+
+def environment(kernel_cache):
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    return os.environ | {"GGUF_MOE_CACHE_DIR": str(kernel_cache), "PYTHONPATH": paths}
+
+
+def generate(*extra):
+    return ("generate", "-m", FIXTURE, "-n", "8", "--temp", "0", "-t", "2", *extra)
+
+
+def test_only_the_text_goes_to_stdout(command):
+    done = command(*generate(PROMPT))
+    assert done.returncode == 0
+    assert done.stdout.decode().endswith("\n")
+    assert re.fullmatch(
+        r"prompt \d+ tokens, [\d.]+ tok/s; generated 8, [\d.]+ tok/s; first token [\d.]+ s\n", done.stderr.decode()
+    )
+
+
+def test_a_prompt_comes_as_argument_option_or_stdin(command):
+    texts = {
+        command(*generate(PROMPT)).stdout,
+        command(*generate("-p", PROMPT)).stdout,
+        command(*generate("-"), stdin=PROMPT.encode()).stdout,
+    }
+    assert len(texts) == 1
+
+
+def test_json_is_one_object_with_everything(command):
+    out = json.loads(command(*generate(PROMPT, "--json")).stdout)
+    assert set(out) == {"text", "token_ids", "prompt_token_ids", "finish_reason", "timings"}
+    assert set(out["timings"]) == {
+        "load_s",
+        "compile_s",
+        "prompt_s",
+        "prompt_tokens_per_s",
+        "decode_s",
+        "decode_tokens_per_s",
+        "first_token_s",
+    }
+    assert out["finish_reason"] == "length"
+    assert len(out["token_ids"]) == 8
+    assert out["text"] + "\n" == command(*generate(PROMPT)).stdout.decode()
+
+
+def test_chat_applies_the_template(command):
+    plain = json.loads(command(*generate("Hi", "--json")).stdout)
+    chat = json.loads(command(*generate("Hi", "--json", "--chat")).stdout)
+    assert len(chat["prompt_token_ids"]) > len(plain["prompt_token_ids"])
+
+
+def test_verbose_tells_about_the_model(command):
+    assert "4 experts, 2 used" in command(*generate(PROMPT, "-v")).stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (generate("x" * 5000), "the context holds 512"),
+        (generate(PROMPT, "--ctx", "4"), "the context holds 4"),
+        (generate(""), "prompt is empty"),
+        (generate(PROMPT, "--device", "cuda:0"), "device is cuda:0"),
+        (generate(PROMPT, "--seed", str(2**64)), "seed is"),
+        (("generate", "-m", "absent.gguf", "x"), "absent.gguf"),
+        (("generate", "-m", ROOT, "x"), "directory"),
+        (("generate", "-m", ROOT / "pyproject.toml", "x"), "not a GGUF file"),
+        (("inspect", ROOT / "LICENSE"), "not a GGUF file"),
+        (("detokenize", "-m", FIXTURE, "5", "six"), "'six' is not a token id"),
+        (("perplexity", "-m", FIXTURE, "-f", ROOT / "LICENSE", "--ctx", "512"), "at least 1024"),
+    ],
+)
+def test_errors_are_one_sentence_and_exit_code_1(command, arguments, message):
+    done = command(*arguments)
+    error = done.stderr.decode()
+    assert done.returncode == 1, error
+    assert done.stdout == b""
+    assert error.startswith("Error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "x"),
+        ("generate", "-m", FIXTURE),
+        ("generate", "-m", FIXTURE, "a", "-p", "b"),
+        ("generate", "-m", FIXTURE, "a", "--temp", "-1"),
+        ("generate", "-m", FIXTURE, "a", "-n", "many"),
+        ("fly",),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(command, arguments):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+def test_bytes_that_are_not_utf8_are_named(command):
+    done = command(*generate("-"), stdin=b"caf\xe9")
+    assert done.returncode == 1
+    assert b"stdin is not UTF-8 (byte 3)" in done.stderr
+
+
+def test_tokenize_and_back(command):
+    ids = json.loads(command("tokenize", "-m", FIXTURE, PROMPT, "--json").stdout)["token_ids"]
+    assert json.loads(command("detokenize", "-m", FIXTURE, *ids, "--json").stdout) == {"text": PROMPT}
+    assert command("detokenize", "-m", FIXTURE, "-", stdin=str(ids).encode()).stdout.decode() == PROMPT + "\n"
+    lines = command("tokenize", "-m", FIXTURE, PROMPT).stdout.decode().splitlines()
+    assert [int(line.split()[0]) for line in lines] == ids
+
+
+def test_special_tokens_are_read_unless_told_not_to(command):
+    def count(*extra):
+        done = command("tokenize", "-m", FIXTURE, "<|im_start|>", "--json", *extra)
+        return len(json.loads(done.stdout)["token_ids"])
+
+    assert count() == 1
+    assert count("--no-special") > 1
+
+
+def test_inspect_says_what_is_inside_and_that_it_runs(command):
+    text = command("inspect", FIXTURE).stdout.decode()
+    assert "llama.expert_count  u32  4" in text
+    assert re.search(r"^experts +Q4_K +\d+ +\d+\.\d$", text, re.MULTILINE)
+    assert text.endswith("runs here\n")
+    assert max(map(len, text.replace(str(FIXTURE), "").splitlines())) <= 130
+    report = json.loads(command("inspect", FIXTURE, "--json").stdout)
+    assert report["runs"] is True
+    assert report["keys"]["llama.expert_count"] == {"type": "u32", "value": 4}
+
+
+def test_logits_are_written_for_every_token(command, tmp_path):
+    out = tmp_path / "logits.npy"
+    assert command("logits", "-m", FIXTURE, "-p", PROMPT, "--out", out).returncode == 0
+    ids = json.loads(command("tokenize", "-m", FIXTURE, PROMPT, "--json").stdout)["token_ids"]
+    assert np.load(out).shape == (len(ids), 1000)
+
+
+def test_perplexity_of_a_file(command):
+    done = command("perplexity", "-m", FIXTURE, "-f", ROOT / "LICENSE", "--ctx", "64", "--json")
+    result = json.loads(done.stdout)
+    assert result["scored_tokens"] == 31 * result["chunks"]
+    assert result["perplexity"] > 100  # random weights
+
+
+def test_warmup_leaves_nothing_to_compile(command, tmp_path):
+    cold = command("warmup", "-m", FIXTURE, "--cache-dir", tmp_path / "kernels").stderr.decode()
+    warm = command("warmup", "-m", FIXTURE, "--cache-dir", tmp_path / "kernels").stderr.decode()
+    assert int(cold.split()[1]) > 10
+    assert warm.startswith("compiled 0 kernels")
+
+
+def test_a_read_only_cache_directory_is_no_obstacle(command, tmp_path):
+    obstacle = tmp_path / "file"
+    obstacle.write_text("")
+    done = command(*generate(PROMPT, "--cache-dir", obstacle / "kernels"))
+    assert done.returncode == 0
+    assert b"cannot keep compiled kernels" in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error_message(kernel_cache):
+    line = f"'{sys.executable}' -m gguf_moe inspect '{FIXTURE}' | head -n 1"
+    done = subprocess.run(
+        line, shell=True, capture_output=True, timeout=TIMEOUT, env=environment(kernel_cache)
+    )
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
+
+
+def test_every_help_page_fits_and_works(command):
+    names = re.findall(r"^  (\w+) ", command("--help").stdout.decode().split("Commands:")[1], re.MULTILINE)
+    assert {"generate", "tokenize", "detokenize", "inspect", "perplexity", "logits", "warmup"} == set(names)
+    for name in names:
+        assert command(name, "--help").returncode == 0
+
+
+def test_ctrl_c_ends_soon_with_130(kernel_cache):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gguf_moe", *map(str, ("generate", "-m", FIXTURE, "-t", "2", PROMPT))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(kernel_cache),
+    )
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    _, error = process.communicate(timeout=TIMEOUT)
+    assert time.monotonic() - start < 5
+    assert process.returncode == 130
+    assert b"Traceback" not in error
+
+
+def test_a_terminal_sees_progress_that_is_wiped_again(kernel_cache, tmp_path):
+    leader, follower = pty.openpty()
+    environ = environment(kernel_cache) | {"GGUF_MOE_CACHE_DIR": str(tmp_path / "cold")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gguf_moe", "warmup", "-m", str(FIXTURE)],
+        stdout=subprocess.DEVNULL,
+        stderr=follower,
+        env=environ,
+    )
+    os.close(follower)
+    shown = b""
+    while select.select([leader], [], [], TIMEOUT)[0]:
+        try:
+            shown += os.read(leader, 4096)
+        except OSError:
+            break
+    os.close(leader)
+    assert process.wait(TIMEOUT) == 0
+    assert b"compiling kernels (once) 0/" in shown
+    assert shown.rstrip().split(b"\r\x1b[K")[-1].startswith(b"compiled ")
