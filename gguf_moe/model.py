@@ -120,11 +120,15 @@ class Model:
         return self.tokenizer.decode(ids, special=special)
 
     def logits(self, ids: Sequence[int], progress: Progress | None = None) -> np.ndarray:
-        """The logits after each of the tokens, in a fresh context: float32 [len(ids), n_vocab]."""
+        """The logits after each of the tokens, in a fresh context: float32 [len(ids), n_vocab].
+
+        Raises OutOfMemoryError if that is more than the machine has.
+        """
         ids = self._checked_ids(ids)
+        placement.check_memory(4 * len(ids) * self.hparams.n_vocab, f"the logits of {len(ids)} tokens")
         with self._in_use():
             self._context.truncate(0)
-            return self._context.extend(ids, len(ids), _stage(progress, "prompt")).copy()
+            return self._context.extend(ids, len(ids), _stage(progress, "prompt"))
 
     def generate(
         self,
@@ -155,7 +159,7 @@ class Model:
     def create_completion(
         self, prompt: str | Sequence[int], *, stream: bool = False, **options: Any
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
-        """A completion in OpenAI's shape, or with `stream` an iterator of its chunks; options as `generate`."""
+        """A completion in OpenAI's shape, or with `stream` its chunks; other options as for `generate`."""
         complete = completions.stream_completion if stream else completions.completion
         return complete(self.generate(prompt, **options), self.path.stem)
 

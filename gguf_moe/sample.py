@@ -64,8 +64,10 @@ class Sampler:
         ids, probabilities = ids[:keep], probabilities[:keep]
         keep = int(np.count_nonzero(probabilities >= s.min_p * probabilities[0]))
         ids = ids[:keep]
-        probabilities = _softmax(logits[ids] / s.temperature)
-        return int(ids[np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right")])
+        cumulative = np.cumsum(_softmax(logits[ids] / s.temperature))
+        # The sum may end a rounding error below 1, so the last token takes what is left.
+        drawn = np.searchsorted(cumulative[:-1], self._random.random(), side="right")
+        return int(ids[drawn])
 
     def _penalize(self, logits: np.ndarray, recent: Sequence[int]) -> np.ndarray:
         """Make recent tokens less likely, as llama.cpp's penalties sampler does."""

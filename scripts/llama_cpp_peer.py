@@ -83,7 +83,7 @@ def _ask(python: str, request: dict[str, Any], directory: Path) -> dict[str, Any
 
 
 def vocabulary(model: str, texts: list[str]) -> dict[str, Any]:
-    """Token ids of the texts, with BOS where the vocabulary asks for it, and what is known about the file."""
+    """Token ids of the texts, with BOS where the vocabulary asks for it, and that BOS or None."""
     import llama_cpp
 
     llama = llama_cpp.Llama(model, vocab_only=True, verbose=False)
@@ -91,7 +91,6 @@ def vocabulary(model: str, texts: list[str]) -> dict[str, Any]:
     return {
         "ids": [llama.tokenize(text.encode(), add_bos=True, special=False) for text in texts],
         "bos": llama.token_bos() if adds_bos else None,
-        "all_f32": llama.metadata.get("general.file_type") == "0",
         "version": f"llama-cpp-python {llama_cpp.__version__}",
     }
 

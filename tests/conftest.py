@@ -89,7 +89,7 @@ def assert_same_bits():
 
 @pytest.fixture(scope="session")
 def random_rows():
-    """random_rows(rng, qtype, n_rows, n): the bytes of random weights of deviation 1, u8 [n_rows, row_size]."""
+    """random_rows(rng, qtype, n_rows, n): random weights, near deviation 1, as u8 [n_rows, row_size]."""
     return _random_rows
 
 
@@ -181,7 +181,7 @@ def _tiny_gguf(
 
     add("token_embd", N_VOCAB, n_embd)
     add("output_norm", n_embd)
-    add("output", N_VOCAB, n_embd)
+    add("output", N_VOCAB, n_embd, qtype=GGMLType(qtypes[-1]))
     for il in range(n_layer):
         add(f"blk.{il}.attn_norm", n_embd)
         add(f"blk.{il}.attn_q", n_embd, n_embd)

@@ -31,7 +31,7 @@ pre_tokenizer_option = click.option(
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command with a running model has; they arrive as one dict, `runtime`."""
-    options = (
+    options: tuple[Callable[..., Any], ...] = (
         click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Context.  [default: the file's]"),
         click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads.  [default: cores]"),
         click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N."),
@@ -101,7 +101,7 @@ def read_text(text: str | None) -> str:
     """A text argument; `-` reads stdin. Raises OptionError for too much, or for bytes that are not UTF-8."""
     if text != "-":
         return text or ""
-    data = click.get_binary_stream("stdin").read(MAX_PROMPT_BYTES + 1)
+    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
         raise OptionError(f"stdin has more than {MAX_PROMPT_BYTES >> 20} MiB; give a shorter text.")
     return decode_utf8(data, "stdin")

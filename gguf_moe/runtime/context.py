@@ -57,26 +57,25 @@ class Context:
     def extend(self, tokens: Sequence[int], n_outputs: int, progress: Progress | None = None) -> np.ndarray:
         """Append tokens to the cache, chunk by chunk; the logits of the last n_outputs of them.
 
-        Returns float32 [n_outputs, n_vocab], which the next call may overwrite. If it is interrupted, the
-        cache holds the chunks that were finished. Raises ContextFullError.
+        Returns float32 [n_outputs, n_vocab]. If it is interrupted, the cache holds the chunks that were
+        finished. Raises ContextFullError.
         """
         if len(self.tokens) + len(tokens) > self.n_ctx:
             raise ContextFullError(
                 f"{len(tokens)} more tokens do not fit into the context of {self.n_ctx}, which holds "
                 f"{len(self.tokens)}; use a larger context (--ctx) or a shorter prompt."
             )
-        results = []
-        for start in range(0, len(tokens), self.n_batch):
+        n = len(tokens)
+        logits = np.empty((n_outputs, self._hparams.n_vocab), np.float32)
+        for start in range(0, n, self.n_batch):
             chunk = tokens[start : start + self.n_batch]
-            wanted = min(len(chunk), max(0, start + len(chunk) - (len(tokens) - n_outputs)))
-            logits = self._step(chunk, wanted)
-            if len(tokens) > self.n_batch and wanted:
-                logits = logits.copy()
-            if wanted:
-                results.append(logits)
+            end = start + len(chunk)
+            wanted = min(len(chunk), max(0, end - (n - n_outputs)))
+            first = end - wanted - (n - n_outputs)
+            logits[first : first + wanted] = self._step(chunk, wanted)
             if progress:
-                progress(start + len(chunk), len(tokens))
-        return results[0] if len(results) == 1 else np.concatenate(results)
+                progress(end, n)
+        return logits
 
     def truncate(self, n: int) -> None:
         """Forget all but the first n tokens."""

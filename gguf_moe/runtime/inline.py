@@ -12,7 +12,7 @@ from gguf_moe.arch.base import Arch
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.weights import Weights
 from gguf_moe.checkpoint import ExpertTensors, Tensor
-from gguf_moe.graph.task import Graph, Kind, Op, Rows, Task
+from gguf_moe.graph.task import Graph, Kind, Op, Task
 from gguf_moe.runtime.context import Context
 from gguf_moe.runtime.crew import Crew
 from gguf_moe.runtime.lower import Program
@@ -179,7 +179,7 @@ def _matrix(tensor: Tensor) -> np.ndarray:
 def _expert_matrix(experts: ExpertTensors, ie: int) -> np.ndarray:
     """u8 [n_out, row_size] of expert ie, where it lies."""
     raw = (ctypes.c_uint8 * experts.nbytes[ie]).from_address(experts.addresses[ie])
-    return np.frombuffer(raw, np.uint8).reshape(experts.shape[1], -1)
+    return np.frombuffer(memoryview(raw), np.uint8).reshape(experts.shape[1], -1)
 
 
 def _read(address: int) -> int:

@@ -35,6 +35,16 @@ def cache_bytes(hparams: HParams, n_ctx: int, kind: Kind) -> int:
     return hparams.n_layer * n_ctx * (hparams.n_embd_k_gqa + hparams.n_embd_v_gqa) * size
 
 
+def check_memory(needed: int, what: str) -> None:
+    """Raise OutOfMemoryError if so many bytes are not available."""
+    available = machine.available_memory()
+    if needed > available:
+        raise OutOfMemoryError(
+            f"{what} need {needed / GIB:.1f} GiB, but {available / GIB:.1f} GiB are available; "
+            "use fewer tokens at a time."
+        )
+
+
 def context_length(checkpoint: Checkpoint, hparams: HParams, kind: Kind, n_ctx: int | None) -> int:
     """The context to use. Raises OutOfMemoryError if the one asked for does not fit."""
     available = machine.available_memory()

@@ -14,4 +14,4 @@ EXP_MIN, EXP_MAX = np.float32(-87.0), np.float32(88.0)
 """exp clamps its argument to this range, where the result is a normal number."""
 
 SMALLEST_SUM = np.float32(6.103515625e-5)
-"""The chosen experts' weights are divided by their sum, but by no less than this (llama.cpp: build_moe_ffn)."""
+"""The chosen experts' weights are divided by their sum, but not by less (llama.cpp: build_moe_ffn)."""

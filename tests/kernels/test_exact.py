@@ -37,7 +37,18 @@ def test_fma_of_random_subnormal_results(rng):
 
 
 def test_fma_of_awkward_numbers():
-    values = [0.0, 1.0, -1.0, 1 + 2**-23, 1 - 2**-24, 2**12 + 1, 2**-12 + 2**-24, 2**24 + 2, 2**-75, -(2**-74)]
+    values = [
+        0.0,
+        1.0,
+        -1.0,
+        1 + 2**-23,
+        1 - 2**-24,
+        2**12 + 1,
+        2**-12 + 2**-24,
+        2**24 + 2,
+        2**-75,
+        -(2**-74),
+    ]
     values += [float(TINY), -float(TINY), 2**-126, 3 * 2**-149, 2**60 + 2**37]
     check_fma(list(itertools.product(values, repeat=3)))
 

@@ -14,14 +14,14 @@ LIMIT = np.float32(127.0)
 
 @dataclass(frozen=True)
 class Planes:
-    """Rows of quantized activations. `sums` is None for Q8_0."""
+    """Rows of quantized activations."""
 
     q: np.ndarray
     """int32 [rows, n]."""
     d: np.ndarray
     """float32 [rows, blocks]."""
-    sums: np.ndarray | None
-    """Q8_1: float32 [rows, blocks]; Q8_K: int32 [rows, n / 16]."""
+    sums: np.ndarray
+    """Q8_1: float32 [rows, blocks]; Q8_K: int32 [rows, n / 16]; Q8_0: empty."""
 
 
 @quiet
@@ -31,8 +31,8 @@ def quantize(activation: ActivationFormat, x: np.ndarray) -> np.ndarray:
     A block with a value that is not finite has the scale NaN.
     """
     n_rows, n = x.shape
-    block_size = 256 if activation is ActivationFormat.Q8_K else 32
-    blocks = x.reshape(n_rows, -1, block_size)
+    block_size = _block_size(activation)
+    blocks = x.reshape(n_rows, n // block_size, block_size)
     largest = np.abs(blocks).max(axis=-1)
     largest = largest + (largest - largest)  # infinity becomes NaN
     inverse = np.where(largest > 0, LIMIT / largest, np.float32(0.0))
@@ -40,7 +40,7 @@ def quantize(activation: ActivationFormat, x: np.ndarray) -> np.ndarray:
     planes = [q.astype(np.int8).reshape(n_rows, n)]
     if activation is ActivationFormat.Q8_K:
         planes.append(np.where(largest > 0, ONE / inverse, largest))
-        planes.append(q.reshape(n_rows, -1, 16).sum(axis=-1).astype(np.int16))
+        planes.append(q.reshape(n_rows, n // 16, 16).sum(axis=-1).astype(np.int16))
     else:
         planes.append(_through_f16(largest / LIMIT))
     if activation is ActivationFormat.Q8_1:
@@ -58,13 +58,17 @@ def planes(activation: ActivationFormat, rows: np.ndarray, n: int) -> Planes:
         stop = start + count * np.dtype(dtype).itemsize
         return np.ascontiguousarray(rows[:, start:stop]).view(dtype)
 
-    n_blocks = n // (256 if activation is ActivationFormat.Q8_K else 32)
-    sums = None
+    n_blocks = n // _block_size(activation)
+    behind_scales = n + 4 * n_blocks
     if activation is ActivationFormat.Q8_K:
-        sums = plane(n + 4 * n_blocks, n // 16, np.int16).astype(np.int32)
-    elif activation is ActivationFormat.Q8_1:
-        sums = plane(n + 4 * n_blocks, n_blocks, np.float32)
+        sums = plane(behind_scales, n // 16, np.int16).astype(np.int32)
+    else:
+        sums = plane(behind_scales, n_blocks if activation is ActivationFormat.Q8_1 else 0, np.float32)
     return Planes(plane(0, n, np.int8).astype(np.int32), plane(n, n_blocks, np.float32), sums)
+
+
+def _block_size(activation: ActivationFormat) -> int:
+    return 256 if activation is ActivationFormat.Q8_K else 32
 
 
 def _through_f16(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Float32 arithmetic with exactly the roundings that the kernels have: fma, exp, and the order of each sum."""
+"""Float32 arithmetic with exactly the kernels' roundings: fma, exp, and the order of each sum."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def silu(x: np.ndarray) -> np.ndarray:
 def dot(w: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Dot product over the last axis of float32 arrays whose other axes broadcast.
 
-    Lane j of 32 takes the elements j, j + 32, ... by fma in ascending order. Elements beyond the last multiple
-    of 32 go to a chain of fma that is added last.
+    Lane j of 32 takes the elements j, j + 32, ... by fma in ascending order. Elements beyond the last
+    multiple of 32 go to a chain of fma that is added last.
     """
     shape = np.broadcast_shapes(w.shape, x.shape)
     whole = shape[-1] // LANES * LANES

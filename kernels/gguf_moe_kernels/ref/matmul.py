@@ -24,22 +24,21 @@ def tile(qtype: GGMLType, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 @exact.quiet
 def _dot_blocks(qtype: GGMLType, weight: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Axes of the result, and letters below: t rows of x, r rows of the weight; b blocks, g groups."""
+    """The letters of einsum: t rows of x, r rows of the weight, b blocks, g groups, j inside a group."""
     w = unpack(qtype, weight)
-    activation = ACTIVATION_FORMAT[qtype]
-    x = activations.planes(activation, rows, w.q[0].size)
-    q = x.q.reshape(len(rows), *w.q.shape[1:])
-    by_group = np.einsum("rbgj,tbgj->trbg", w.q, q)
+    x = activations.planes(ACTIVATION_FORMAT[qtype], rows, w.q[0].size)
     d = x.d[:, None, :]
+    by_group = np.einsum("rbgj,tbgj->trbg", w.q, x.q.reshape(len(rows), *w.q.shape[1:]))
     totals = np.einsum("trbg,rbg->trb", by_group, w.scale)
     terms = [(w.d * d, totals.astype(np.float32))]
-    if w.dmin is not None and activation is ActivationFormat.Q8_1:
-        terms.append((-w.dmin, x.sums[:, None, :]))
-    elif w.dmin is not None:
-        n_groups = w.q.shape[2]
-        sums = x.sums.reshape(len(rows), -1, n_groups, 16 // n_groups).sum(axis=-1)
-        minimums = np.einsum("tbg,rbg->trb", sums, w.minimum)
-        terms.append((w.dmin * -d, minimums.astype(np.float32)))
+    if w.dmin is not None and w.minimum is not None:
+        if ACTIVATION_FORMAT[qtype] is ActivationFormat.Q8_1:
+            terms.append((-w.dmin, x.sums[:, None, :]))
+        else:
+            n_blocks, n_groups = w.minimum.shape[1:]
+            sums = x.sums.reshape(len(rows), n_blocks, n_groups, 16 // n_groups).sum(axis=-1)
+            minimums = np.einsum("tbg,rbg->trb", sums, w.minimum)
+            terms.append((w.dmin * -d, minimums.astype(np.float32)))
     return exact.sum_blocks(terms)
 
 
@@ -52,7 +51,7 @@ def matmul(
     bias: np.ndarray | None = None,
     residual: np.ndarray | None = None,
 ) -> None:
-    """out[i] = weight . x[i] (+ bias) (+ residual[i]); out, residual: float32 [rows, n_out], x as in `tile`."""
+    """out[i] = weight . x[i] (+ bias) (+ residual[i]). x: see `tile`; out, residual: float32 [rows, n_out]."""
     result = tile(qtype, weight, x)
     if bias is not None:
         result = result + bias
@@ -71,7 +70,7 @@ def matmul_id(
     first: np.ndarray,
     x_index: np.ndarray | None = None,
 ) -> None:
-    """For each place p of each used expert: out[p] = weights[expert] . x[x_index[p]], or . x[p] without index.
+    """For each place p of each used expert: out[p] = weights[expert] . x[x_index[p]]; x[p] without an index.
 
     weights: u8 [n_out, row_size] of each expert; x: the activations in every format that their types need;
     used, n_used, first: see `expert_rows`; out: float32 [places, n_out].

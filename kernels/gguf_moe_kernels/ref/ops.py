@@ -29,9 +29,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, out: np.ndarray, eps: float) -> 
 
 
 @quiet
-def rope(
-    x: np.ndarray, cos: np.ndarray, sin: np.ndarray, n_head: int, n_rot: int, pair_stride: int
-) -> None:
+def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, n_head: int, n_rot: int, pair_stride: int) -> None:
     """Rotate the first n_rot elements of each of n_head heads, in place. cos, sin: [rows, n_rot / 2].
 
     pair_stride 1: neighbours are a pair; n_rot / 2: an element of the first half with one of the second.
@@ -70,9 +68,9 @@ def attention(
     n_head_kv: int,
     scale: float,
 ) -> None:
-    """out[i, h] = softmax(scale * q[i, h] . k[: n_past + i + 1, h']) . v[.., h'], h' = h / (n_head / n_head_kv).
+    """out[i, h] = softmax(scale * q[i, h] . k[: n_past + i + 1, h']) . v[: n_past + i + 1, h'].
 
-    k, v: float16 or float32 [n_ctx, n_head_kv * head width]. Values are added by fma in ascending position.
+    h' = h / (n_head / n_head_kv), rounded down. k, v: float16 or float32 [n_ctx, n_head_kv * head width]. Values are added by fma in ascending position.
     """
     n = len(q)
     queries = q.reshape(n, n_head, -1)
@@ -100,8 +98,9 @@ def moe_topk(
     normalize: int,
     weights_scale: float,
 ) -> None:
-    """The k experts of each token, the likeliest first, of equal ones the lowest; logits become probabilities.
+    """The k experts of each token, the likeliest first, of equal ones the lowest.
 
+    The logits become probabilities in place. With NaN among them the choice may differ from the kernel's.
     logits: [rows, n_expert]; ids: int32 [rows, k]; weights: [rows, k].
     """
     if gating == Gating.SOFTMAX:

@@ -114,7 +114,7 @@ def _mxfp4(w: np.ndarray) -> Blocks:
 
 
 def _crumbs(packed: np.ndarray) -> np.ndarray:
-    """u8 [..., 64] -> int32 [..., 8, 32]: of each half of 32 bytes first bits 0 and 1, then 2 and 3, and so on."""
+    """u8 [..., 64] -> int32 [..., 8, 32]: of each 32 bytes first bits 0 and 1, then 2 and 3, and so on."""
     halves = packed.reshape(*packed.shape[:-1], 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]
     return (halves & 3).reshape(*packed.shape[:-1], 8, 32).astype(np.int32)
 
@@ -125,9 +125,7 @@ def _groups_of_16(q: np.ndarray) -> np.ndarray:
 
 def _q2_k(w: np.ndarray) -> Blocks:
     scales = w[..., :16].astype(np.int32)
-    return Blocks(
-        _groups_of_16(_crumbs(w[..., 16:80])), _f16(w, 80), scales & 15, _f16(w, 82), scales >> 4
-    )
+    return Blocks(_groups_of_16(_crumbs(w[..., 16:80])), _f16(w, 80), scales & 15, _f16(w, 82), scales >> 4)
 
 
 def _q3_k(w: np.ndarray) -> Blocks:
@@ -148,7 +146,7 @@ def _scales_and_minimums(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairs_of_groups(packed: np.ndarray) -> np.ndarray:
-    """u8 [..., 128] -> int32 [..., 8, 32]: each 32 bytes hold a group in the low and one in the high nibbles."""
+    """u8 [..., 128] -> int32 [..., 8, 32]: each 32 bytes hold a group in the low, one in the high nibbles."""
     return _nibbles(packed.reshape(*packed.shape[:-1], 4, 32)).reshape(*packed.shape[:-1], 8, 32)
 
 

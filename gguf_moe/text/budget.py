@@ -1,0 +1,90 @@
+"""How much a template may do: one number that every loop, call, operator and filter draws on.
+
+The unit is about a nanosecond. What makes text costs more than what only reads it, so that the budget
+also bounds the memory: ten units a byte.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Set, Sized
+from typing import Any, TypeVar
+
+from gguf_moe.errors import TemplateError
+
+T = TypeVar("T")
+
+UNITS = 600_000_000
+"""A conversation of a million characters takes a tenth of it."""
+
+STEP = 50  # one node of the template's syntax tree
+CALL = 300  # one call, or one element of a container that is walked
+READ = 1  # a character that is compared or searched
+MAKE = 10  # a byte of text that is made
+ELEMENT = 80  # an element of a list that is made
+MAX_NUMBER_BITS = 4096
+
+_CONTAINERS = (list, tuple, Set, Mapping)
+
+
+class Budget:
+    """What is left for one rendering. Every method raises TemplateError when that is not enough."""
+
+    def __init__(self, units: int = UNITS) -> None:
+        self.left = units
+
+    def spend(self, units: int) -> None:
+        """Take `units` from what is left."""
+        self.left -= max(units, 0)
+        if self.left < 0:
+            raise TemplateError(
+                "The chat template does too much work or makes too much text; "
+                "it is broken or was made to do harm: use another template."
+            )
+
+    def walk(self, value: T, rate: int) -> T:
+        """Spend `rate` for each character in a value and CALL for each element, at all depths; the value.
+
+        A list that holds another one many times counts it as many times, as whoever compares or prints it
+        does. An iterator is not consumed, so its elements are not counted.
+        """
+        pending: list[Iterator[Any]] = [iter((value,))]
+        while pending:
+            for item in pending[-1]:
+                if isinstance(item, str):
+                    self.spend(CALL + rate * size(item))
+                    continue
+                self.spend(CALL)
+                if isinstance(item, Mapping):
+                    pending.append(itertools.chain.from_iterable(item.items()))
+                    break
+                if isinstance(item, _CONTAINERS) or type(item) in _VIEWS:
+                    pending.append(iter(item))
+                    break
+                if isinstance(item, Sized) and hasattr(item, "__iter__"):
+                    self.spend(CALL * len(item))
+            else:
+                pending.pop()
+        return value
+
+    def counted(self, iterable: Iterable[T], units: int) -> Iterator[T]:
+        """The elements of `iterable`; each costs `units`."""
+        for item in iterable:
+            self.spend(units)
+            yield item
+
+    def make(self, value: T) -> T:
+        """Spend what a new text or container costs, without its elements' own contents; the value."""
+        if isinstance(value, str):
+            self.spend(MAKE * size(value))
+        elif isinstance(value, Sized):
+            self.spend(ELEMENT * len(value))
+        return value
+
+
+_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+
+
+def size(text: str) -> int:
+    """Bytes of a text in memory, at most."""
+    return len(text) if text.isascii() else 4 * len(text)

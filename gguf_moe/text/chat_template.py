@@ -1,0 +1,127 @@
+"""The prompt that a chat template makes of messages. The template is Jinja source in the file's metadata."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gguf_moe.checkpoint.metadata import Metadata
+from gguf_moe.errors import TemplateError
+from gguf_moe.text.tokenizer import MAX_TEXT_LENGTH, Tokenizer
+
+TEMPLATE_KEY = "tokenizer.chat_template"
+
+MAX_SOURCE_LENGTH = 1 << 18
+"""Characters of a template. The longest in use have some 20,000."""
+
+# The files of Mistral's and Mixtral's first instruction models have no template.
+_MISTRAL = """{{ bos_token }}
+{%- set ns = namespace(system='') %}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}
+        {%- set ns.system = message.content + '\\n\\n' %}
+    {%- elif message.role == 'user' %}
+        {{- '[INST] ' + ns.system + message.content + ' [/INST]' }}
+        {%- set ns.system = '' %}
+    {%- else %}
+        {{- message.content + eos_token }}
+    {%- endif %}
+{%- endfor %}"""
+
+
+class ChatTemplate:
+    """A chat template. It is read when it is first rendered, so a broken one harms nobody who does not use it."""
+
+    def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
+        self.source = source
+        self.bos_token = bos_token
+        self.eos_token = eos_token
+        self._code: Any = None
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt. `kwargs` are further variables of the template, such as enable_thinking.
+
+        Raises TemplateError when the template is wrong, refuses the messages, or does too much work.
+        """
+        variables = {
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            **kwargs,
+        }
+        code = self._compiled()
+        try:
+            return self._render(code, variables)
+        except TemplateError:
+            raise
+        except Exception as error:  # a template can raise whatever Python's operators raise
+            raise TemplateError(f"The chat template failed: {_told(error)}.") from error
+
+    def _compiled(self) -> Any:
+        if len(self.source) > MAX_SOURCE_LENGTH:
+            raise TemplateError(
+                f"The chat template has {len(self.source)} characters, but at most {MAX_SOURCE_LENGTH} are allowed; "
+                "use another template."
+            )
+        if self._code is None:
+            from gguf_moe.text.sandbox import compile_template
+
+            try:
+                self._code = compile_template(self.source)
+            except Exception as error:  # deep nesting shows up as errors of Python's own compiler
+                raise TemplateError(f"The chat template cannot be read: {_told(error)}.") from error
+        return self._code
+
+    def _render(self, code: Any, variables: Mapping[str, Any]) -> str:
+        from gguf_moe.text.sandbox import render_template
+
+        pieces, length = [], 0
+        for piece in render_template(code, variables):
+            pieces.append(piece)
+            length += len(piece)
+            if length > MAX_TEXT_LENGTH:
+                raise TemplateError(f"The chat template makes more than {MAX_TEXT_LENGTH} characters.")
+        return "".join(pieces)
+
+
+def find_chat_template(metadata: Metadata, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of a file, or None. Files of the first Mistral models get the one they were made for."""
+    source = metadata.string(TEMPLATE_KEY, None)
+    if source is None:
+        if not _is_early_mistral(metadata):
+            return None
+        source = _MISTRAL
+    return ChatTemplate(
+        source,
+        bos_token=_text(tokenizer, tokenizer.bos_id),
+        eos_token=_text(tokenizer, tokenizer.eos_id),
+    )
+
+
+def _is_early_mistral(metadata: Metadata) -> bool:
+    names = " ".join(metadata.string(key, "") for key in ("general.name", "general.basename"))
+    return metadata.string("general.architecture", "") == "llama" and bool(
+        re.search("mistral|mixtral", names, re.IGNORECASE)
+    )
+
+
+def _text(tokenizer: Tokenizer, token_id: int | None) -> str:
+    return "" if token_id is None else tokenizer.token_bytes(token_id).decode(errors="replace")
+
+
+def _told(error: Exception) -> str:
+    line = getattr(error, "lineno", None)
+    where = "" if line is None else f"line {line}: "
+    message = " ".join(str(error).split())[:300].rstrip(".")
+    return f"{where}{type(error).__name__}" + (f": {message}" if message else "")

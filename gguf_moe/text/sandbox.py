@@ -1,0 +1,364 @@
+"""Rendering a chat template that may be hostile: a template comes with a model, and a model comes from anywhere.
+
+Jinja's immutable sandbox keeps a template from Python's internals, but not from using up time and memory.
+Here everything that loops, calls, or makes text draws on a Budget. The syntax tree is changed so that loops
+and macros pay for each round; operators, filters, tests and calls pay through the environment. Filters and
+methods whose result is much larger than what they read pay before they start.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.runtime import Macro, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.visitor import NodeTransformer
+
+from gguf_moe.errors import TemplateError
+from gguf_moe.text.budget import CALL, ELEMENT, MAKE, MAX_NUMBER_BITS, READ, STEP, Budget, size
+
+MAX_WIDTH = 200
+"""Characters that a template may pad or indent by."""
+
+_HEAVY = 10 * MAKE  # for what escapes text, cuts it into many pieces, or sorts
+
+# Names with a space cannot be written in a template.
+_SPEND, _COUNTED, _COMPARED, _MADE, _JOINED = (f"budget {word}" for word in ("a", "b", "c", "d", "e"))
+
+_REMOVED_FILTERS = (
+    "batch center filesizeformat format pprint slice striptags urlize wordcount wordwrap xmlattr".split()
+)
+_LAZY_FILTERS = frozenset(("map", "reject", "rejectattr", "select", "selectattr"))
+_CHEAP_FILTERS = frozenset("attr count d default first items last length random".split())
+_HEAVY_FILTERS = frozenset(
+    "capitalize dictsort e escape forceescape groupby indent max min sort title tojson unique urlencode".split()
+)
+_COMPARING_TESTS = frozenset(
+    "!= < <= == > >= divisibleby eq equalto ge greaterthan gt in le lessthan lower lt ne upper".split()
+)
+
+_STRING_METHODS = frozenset(
+    "capitalize casefold center count endswith find format format_map index isalnum isalpha isascii isdecimal "
+    "isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition "
+    "removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith "
+    "strip swapcase title upper zfill".split()
+)
+_PADDING_METHODS = frozenset(("center", "ljust", "rjust", "zfill"))
+_LOOKUP_METHODS = frozenset(("get", "items", "keys", "values"))
+
+# A width of three digits, a width taken from the arguments.
+_WIDE_PERCENT = re.compile(r"\d{3}|\*")
+_WIDE_FORMAT = re.compile(r"\d{3}|\{[^{}]*\{")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """The environment of one rendering: what its templates do is paid from `budget`."""
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    def __init__(self, budget: Budget) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[Generation, "jinja2.ext.loopcontrols"],
+            finalize=self._output,
+            optimized=False,
+            cache_size=0,
+        )
+        self.budget = budget
+        del self.globals["lipsum"]
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        for name in _REMOVED_FILTERS:
+            del self.filters[name]
+        self.filters["tojson"] = self._tojson
+        self.filters = {name: self._paid_filter(name, f) for name, f in self.filters.items()}
+        self.filters |= {
+            _SPEND: budget.spend,
+            _COUNTED: budget.counted,
+            _COMPARED: lambda value: budget.walk(value, READ),
+            _MADE: budget.make,
+            _JOINED: self._concatenate,
+        }
+        self.tests = {
+            name: self._paid_test(test) if name in _COMPARING_TESTS else test
+            for name, test in self.tests.items()
+        }
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        return _AddPayments().visit(super()._parse(source, name, filename))
+
+    def _output(self, value: Any) -> Any:
+        if not isinstance(value, Undefined):
+            self.budget.walk(value, MAKE if isinstance(value, str) else _HEAVY)
+        return value
+
+    def _concatenate(self, values: tuple[Any, ...]) -> str:
+        return "".join([str(self._output(value)) for value in values])
+
+    # Operators
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """The operators that can make something large."""
+        self.budget.spend(CALL)
+        if isinstance(left, int) and isinstance(right, int):
+            _check_number(operator, left, right)
+        elif operator == "*" and (isinstance(left, int) or isinstance(right, int)):
+            n, value = (left, right) if isinstance(left, int) else (right, left)
+            if isinstance(value, str):
+                self.budget.spend(MAKE * size(value) * n)
+            elif isinstance(value, list | tuple):
+                self.budget.spend(ELEMENT * len(value) * n)
+        elif operator == "+":
+            self.budget.make(left)
+            self.budget.make(right)
+        elif operator == "%" and isinstance(left, str):
+            self._check_format(left, right, _WIDE_PERCENT, left.count("%"))
+        return super().call_binop(context, operator, left, right)
+
+    def _check_format(self, text: str, arguments: Any, wide: re.Pattern[str], n_fields: int) -> None:
+        if wide.search(text):
+            raise SecurityError("a field of a format string is too wide")
+        before = self.budget.left
+        self.budget.walk(arguments, _HEAVY)
+        self.budget.spend(n_fields * (before - self.budget.left + 100 * MAKE) + MAKE * size(text))
+
+    # Methods and functions
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Whether a template may read the attribute; of the methods of str only those that are known."""
+        if isinstance(obj, str) and attr not in _STRING_METHODS:
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """str.format and str.format_map in Jinja's sandboxed form, paid for."""
+        formatted = super().wrap_str_format(value)
+        if formatted is None:
+            return None
+        text = value.__self__
+
+        def paid(*args: Any, **kwargs: Any) -> str:
+            self._check_format(text, (args, kwargs), _WIDE_FORMAT, text.count("{"))
+            return formatted(*args, **kwargs)
+
+        return paid
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+        """A call from the template."""
+        self = __self
+        self.budget.spend(CALL * (1 + len(args) + len(kwargs)))
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):
+            self._pay_string_method(owner, __obj.__name__, args, kwargs)
+        elif isinstance(owner, list | tuple | Mapping):
+            self.budget.walk(args, MAKE)
+            if __obj.__name__ not in _LOOKUP_METHODS:
+                self.budget.walk(owner, READ)
+        elif not isinstance(__obj, Macro):
+            self.budget.walk((args, kwargs), READ)
+        return self.budget.make(super().call(__context, __obj, *args, **kwargs))
+
+    def _pay_string_method(
+        self, text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        self.budget.walk((text, args, kwargs), MAKE)
+        if name in _PADDING_METHODS:
+            _check_width(args[0] if args else 0)
+        elif name == "replace":
+            self._pay_replace(text, *args[:2])
+        elif name == "join" and args and hasattr(args[0], "__len__"):
+            self.budget.spend(MAKE * size(text) * len(args[0]))
+        elif name in ("split", "rsplit", "splitlines"):
+            separator = args[0] if args and isinstance(args[0], str) else kwargs.get("sep")
+            n_pieces = text.count(separator) + 1 if separator else len(text)
+            self.budget.spend(ELEMENT * n_pieces)
+
+    def _pay_replace(self, text: str, old: Any = "", new: Any = "") -> None:
+        self.budget.spend(MAKE * size(str(new)) * text.count(str(old)))
+
+    # Filters and tests
+
+    def _paid_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        n_passed = 1 if hasattr(function, "jinja_pass_arg") else 0
+        rate = _HEAVY if name in _HEAVY_FILTERS else MAKE
+
+        @functools.wraps(function)
+        def paid(*args: Any, **kwargs: Any) -> Any:
+            passed, (value, *rest) = args[:n_passed], args[n_passed:]
+            self.budget.spend(CALL)
+            if name in _LAZY_FILTERS:
+                value = self.budget.counted(value, CALL) if value else value
+            elif name == "list":
+                self.budget.make(value)
+            elif name not in _CHEAP_FILTERS:
+                if isinstance(value, Iterator):
+                    value = [self.budget.walk(item, rate) for item in value]
+                else:
+                    self.budget.walk(value, rate)
+                self.budget.walk((rest, kwargs), rate)
+                self._check_arguments(name, value, rest, kwargs)
+            return function(*passed, value, *rest, **kwargs)
+
+        return paid
+
+    def _check_arguments(self, name: str, value: Any, rest: list[Any], kwargs: Mapping[str, Any]) -> None:
+        if name == "replace":
+            self._pay_replace(str(value), *rest[:2], **{k: v for k, v in kwargs.items() if k != "count"})
+        elif name == "indent":
+            width = rest[0] if rest else kwargs.get("width", 4)
+            _check_width(width)
+            self.budget.spend(MAKE * MAX_WIDTH * str(value).count("\n"))
+        elif name == "join" and hasattr(value, "__len__"):
+            separator = rest[0] if rest else kwargs.get("d", "")
+            self.budget.spend(MAKE * size(str(separator)) * len(value))
+        elif name == "sum" and (len(rest) > 1 or "start" in kwargs):
+            raise SecurityError("the filter sum takes no start value here")
+
+    def _paid_test(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def paid(*args: Any, **kwargs: Any) -> Any:
+            self.budget.walk((args, kwargs), READ)
+            return function(*args, **kwargs)
+
+        return paid
+
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """JSON as transformers writes it; unlike Jinja's own filter it does not escape HTML."""
+        _check_width(indent or 0)
+        encoder = json.JSONEncoder(
+            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+        if indent is None:
+            return encoder.encode(value)
+        return "".join([self.budget.make(chunk) for chunk in encoder.iterencode(value)])
+
+
+class Generation(Extension):
+    """{% generation %} marks the model's own words for training; here it has no effect."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> list[nodes.Node]:
+        """What stands between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _AddPayments(NodeTransformer):
+    """Makes loops, macros, comparisons, slices, `~` and lookups pay."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        test_cost = CALL + _cost(node.test)
+        node.body.insert(0, _payment(_cost(*node.body)))
+        self.generic_visit(node)
+        node.iter = _filtered(node.iter, _COUNTED, nodes.Const(test_cost))
+        return node
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
+        node.body.insert(0, _payment(_cost(*node.body, *node.defaults)))
+        return self.generic_visit(node)
+
+    visit_CallBlock = visit_Macro
+
+    def visit_Block(self, node: nodes.Block) -> nodes.Node:
+        node.body.insert(0, _payment(_cost(*node.body)))
+        return self.generic_visit(node)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = _filtered(node.expr, _COMPARED)
+        for operand in node.ops:
+            operand.expr = _filtered(operand.expr, _COMPARED)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(nodes.Tuple(node.nodes, "load"), _JOINED)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            return _filtered(node, _MADE)
+        node.arg = _filtered(node.arg, _COMPARED)
+        return node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        for pair in node.items:
+            pair.key = _filtered(pair.key, _COMPARED)
+        return node
+
+
+def _filtered(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Expr:
+    if isinstance(node, nodes.Const) and name == _COMPARED:
+        return node
+    return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
+
+
+def _payment(units: int) -> nodes.ExprStmt:
+    return nodes.ExprStmt(_filtered(nodes.Const(units), _SPEND))
+
+
+def _cost(*roots: nodes.Node | None) -> int:
+    """Units for one run through the nodes; what is in loops and macros pays again for itself."""
+    cost, pending = 0, [root for root in roots if root is not None]
+    while pending:
+        node = pending.pop()
+        cost += STEP
+        if isinstance(node, nodes.TemplateData):
+            cost += MAKE * size(node.data)
+        elif isinstance(node, nodes.List | nodes.Tuple | nodes.Dict):
+            cost += 10 * STEP
+        pending.extend(node.iter_child_nodes())
+    return cost
+
+
+def _check_number(operator: str, left: int, right: int) -> None:
+    bits = left.bit_length()
+    if operator == "*":
+        bits += right.bit_length()
+    elif operator == "**":
+        bits *= max(right, 1)
+    if bits > MAX_NUMBER_BITS:
+        raise SecurityError("a number is too large")
+
+
+def _check_width(width: Any) -> None:
+    if (width if isinstance(width, int) else len(str(width))) > MAX_WIDTH:
+        raise SecurityError(f"a text is padded by more than {MAX_WIDTH} characters")
+
+
+def _raise_exception(message: Any = "") -> None:
+    raise TemplateError(f"The chat template refuses the messages: {str(message)[:1000]}")
+
+
+def _strftime_now(format: str) -> str:
+    if len(format) > 100 or re.search(r"\d{3}", format):
+        raise SecurityError("the format of strftime_now is too long")
+    return datetime.now().strftime(format)
+
+
+def compile_template(source: str) -> Any:
+    """A template as a code object for `render_template`. Raises jinja2.TemplateSyntaxError, RecursionError."""
+    return Sandbox(Budget()).compile(source)
+
+
+def render_template(code: Any, variables: Mapping[str, Any]) -> Iterator[str]:
+    """The text of a compiled template, in pieces, under a budget of its own."""
+    sandbox = Sandbox(Budget())
+    return jinja2.Template.from_code(sandbox, code, sandbox.globals).generate(**variables)

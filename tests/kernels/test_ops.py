@@ -1,0 +1,300 @@
+"""Every op that isn't a tile: the kernel against the reference, bit for bit."""
+
+import numpy as np
+import pytest
+
+from gguf_moe_kernels import structs
+from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
+from gguf_moe_kernels.gating import Gating
+from gguf_moe_kernels.quants import GGMLType
+from gguf_moe_kernels.ref import activations, exact, matmul, ops
+
+Q4_K, Q8_0, F32, F16 = GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.F32, GGMLType.F16
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape, np.float32)
+
+
+def empty(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize("qtype", [F32, Q4_K, Q8_0], ids=lambda q: q.name)
+def test_get_rows(rng, library, call_op, random_rows, assert_same_bits, qtype):
+    weight, tokens = random_rows(rng, qtype, 9, 256), np.array([8, 0, 3, 3], np.int32)
+    out, expected = empty(4, 256), empty(4, 256)
+    call_op(
+        "elementwise.get_rows",
+        structs.GET_ROWS,
+        dequantize=library.address(f"{qtype.name.lower()}.dequantize"),
+        weight=weight,
+        row_size=qtype.row_size(256),
+        n=256,
+        tokens=tokens,
+        out=out,
+        rows=4,
+    )
+    ops.get_rows(qtype, weight, tokens, expected)
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize(
+    "activation", [ActivationFormat.Q8_0, ActivationFormat.Q8_1, ActivationFormat.Q8_K], ids=lambda a: a.name
+)
+@pytest.mark.parametrize("n", [256, 768])
+def test_quantize(rng, call_op, assert_same_bits, activation, n):
+    x = normal(rng, 5, n) * 10.0 ** np.arange(-6, 4, 2, dtype=np.float32)[:, None]
+    x[1, :256] = 0
+    x[2, :32] = np.float32([0.5, -1.5, 127, 2.5] * 8)  # halves are rounded to even
+    x[3, 5], x[4, 7] = np.nan, np.inf
+    out = empty(5, activation.row_size(n), dtype=np.uint8)
+    call_op(
+        f"activation.quantize_{activation.value}",
+        structs.QUANTIZE,
+        x=x,
+        n=n,
+        out=out,
+        out_stride=out.strides[0],
+        rows=5,
+    )
+    expected = activations.quantize(activation, x)
+    assert_same_bits(out[:3], expected[:3])
+    got, wanted = (activations.planes(activation, rows, n).d for rows in (out, expected))
+    assert_same_bits(got, wanted)
+    assert np.isnan(got[3:, 0]).all()  # what is not finite is never lost
+    assert np.isfinite(got[3:, 1:]).all()
+
+
+@pytest.mark.parametrize("n", [8, 33, 256, 300])
+def test_rms_norm(rng, call_op, assert_same_bits, n):
+    x, weight, out, expected = normal(rng, 3, n), normal(rng, n), empty(3, n), empty(3, n)
+    x[2] = 0
+    call_op("elementwise.rms_norm", structs.RMS_NORM, x=x, weight=weight, out=out, n=n, rows=3, eps=1e-5)
+    ops.rms_norm(x, weight, expected, 1e-5)
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("style", ["norm", "neox"])
+@pytest.mark.parametrize(("n_embd_head", "n_rot"), [(8, 8), (64, 64), (80, 32)])
+def test_rope(rng, call_op, assert_same_bits, n_embd_head, n_rot, style):
+    pair_stride = 1 if style == "norm" else n_rot // 2
+    x, theta = normal(rng, 3, 2 * n_embd_head), normal(rng, 3, n_rot // 2)
+    cos, sin, expected = np.cos(theta), np.sin(theta), x.copy()
+    options = {"n_head": 2, "n_rot": n_rot, "pair_stride": pair_stride}
+    ops.rope(expected, cos, sin, **options)
+    call_op(
+        "elementwise.rope", structs.ROPE, x=x, n_embd_head=n_embd_head, cos=cos, sin=sin, rows=3, **options
+    )
+    assert_same_bits(x, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["f16", "f32"])
+def test_kv_store(rng, call_op, assert_same_bits, dtype):
+    x, cache, expected = normal(rng, 3, 40), empty(8, 40, dtype=dtype), empty(8, 40, dtype=dtype)
+    x[0, :6] = 65520, 65519, 6e-8, 2.98e-8, -1e-9, np.nan
+    kind = "f16" if dtype is np.float16 else "f32"
+    call_op(f"elementwise.kv_store_{kind}", structs.KV_STORE, x=x, cache=cache, n=40, n_past=4, rows=3)
+    ops.kv_store(x, expected, 4)
+    assert_same_bits(cache, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["f16", "f32"])
+@pytest.mark.parametrize(
+    ("n_head", "n_head_kv", "d_k", "d_v"), [(4, 2, 64, 64), (3, 1, 8, 8), (2, 2, 80, 72)]
+)
+@pytest.mark.parametrize(("n_past", "rows"), [(0, 1), (0, 5), (37, 3)])
+def test_attention(rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows):
+    q, k, v = (
+        normal(rng, rows, n_head * d_k),
+        normal(rng, 48, n_head_kv * d_k),
+        normal(rng, 48, n_head_kv * d_v),
+    )
+    k, v = k.astype(dtype), v.astype(dtype)
+    out, expected, scores = empty(rows, n_head * d_v), empty(rows, n_head * d_v), empty(1, 48)
+    heads = {"n_head": n_head, "n_head_kv": n_head_kv, "scale": d_k**-0.5}
+    call_op(
+        f"attention.attention_{'f16' if dtype is np.float16 else 'f32'}",
+        structs.ATTENTION,
+        q=q,
+        k=k,
+        v=v,
+        out=out,
+        n_embd_head_k=d_k,
+        n_embd_head_v=d_v,
+        n_past=n_past,
+        scores=scores,
+        scores_stride=scores.strides[0],
+        rows=rows,
+        **heads,
+    )
+    ops.attention(q, k, v, expected, n_past, **heads)
+    assert_same_bits(out, expected)
+
+
+def test_attention_is_near_the_truth(rng):
+    q, k, v, out = normal(rng, 1, 64), normal(rng, 20, 64), normal(rng, 20, 64), empty(1, 64)
+    ops.attention(q, k, v, out, 19, n_head=1, n_head_kv=1, scale=0.125)
+    scores = np.exp(0.125 * k.astype(float) @ q[0])
+    np.testing.assert_allclose(out[0], scores / scores.sum() @ v, atol=1e-6)
+
+
+@pytest.fixture
+def topk(call_op):
+    def run(logits, k, options):
+        ids, weights = empty(len(logits), k, dtype=np.int32), empty(len(logits), k)
+        n_expert, rows = logits.shape[1], len(logits)
+        arrays = {"logits": logits, "ids": ids, "weights": weights}
+        call_op("moe.moe_topk", structs.MOE_TOPK, n_expert=n_expert, k=k, rows=rows, **arrays, **options)
+        return ids, weights
+
+    return run
+
+
+@pytest.mark.parametrize("gating", list(Gating), ids=lambda g: g.name)
+@pytest.mark.parametrize("normalize", [0, 1])
+@pytest.mark.parametrize(("n_expert", "k"), [(4, 2), (8, 8), (60, 4), (1, 1)])
+def test_moe_topk(rng, topk, assert_same_bits, gating, normalize, n_expert, k):
+    logits = normal(rng, 6, n_expert)
+    logits[1] = 0.25  # all the same
+    logits[2, : n_expert // 2] = logits[2, -1]
+    logits[3] = -100.0  # sigmoids so small that the smallest sum counts
+    options = {"gating": gating, "normalize": normalize, "weights_scale": 2.5}
+    changed, ids, weights = logits.copy(), empty(6, k, dtype=np.int32), empty(6, k)
+    ops.moe_topk(changed, ids, weights, **options)
+    got_ids, got_weights = topk(logits, k, options)
+    np.testing.assert_array_equal(got_ids, ids)
+    assert_same_bits(got_weights, weights)
+    assert_same_bits(logits, changed)
+    assert list(ids[1]) == list(range(k))
+
+
+@pytest.mark.parametrize("gating", list(Gating), ids=lambda g: g.name)
+@pytest.mark.parametrize("where", [slice(None), slice(0, 1), slice(3, 5)])
+def test_experts_chosen_by_nan_exist(rng, topk, gating, where):
+    logits = normal(rng, 1, 8)
+    logits[0, where] = np.nan
+    ids, _ = topk(logits, 4, {"gating": gating, "normalize": 1, "weights_scale": 1.0})
+    assert ((ids >= 0) & (ids < 8)).all()
+
+
+PLACES = {"used": 8, "n_used": 1, "first": 9, "counts": 8, "token": 20}
+
+
+def sorted_by_expert(ids):
+    arrays = {name: empty(n, dtype=np.int64 if name == "n_used" else np.int32) for name, n in PLACES.items()}
+    arrays["place"] = np.zeros_like(ids)
+    ops.expert_rows(ids, **arrays)
+    return arrays
+
+
+@pytest.mark.parametrize("rows", [1, 4, 10])
+def test_expert_rows(rng, call_op, rows):
+    ids = np.stack([rng.permutation(8)[:2] for _ in range(rows)]).astype(np.int32)
+    ids[ids == 5] = 4  # an expert that nobody chose
+    expected = sorted_by_expert(ids)
+    arrays = {name: np.zeros_like(array) for name, array in expected.items()}
+    call_op("moe.expert_rows", structs.EXPERT_ROWS, ids=ids, n_expert=8, k=2, rows=rows, **arrays)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+    for u, expert in enumerate(expected["used"][: expected["n_used"][0]]):
+        for p in range(expected["first"][u], expected["first"][u + 1]):
+            token = expected["token"][p]
+            assert expert in ids[token]
+            assert p in expected["place"][token]
+
+
+@pytest.mark.parametrize("n", [32, 77])
+def test_swiglu(rng, call_op, assert_same_bits, n):
+    gate, up = normal(rng, 4, n) * 20, normal(rng, 4, n)
+    gate[0, :4] = np.nan, np.inf, -np.inf, -0.0
+    expected = gate.copy()
+    ops.swiglu(expected, up)
+    call_op("elementwise.swiglu", structs.SWIGLU, gate=gate, up=up, n=n, rows=4)
+    assert_same_bits(gate, expected)
+    assert np.isnan(gate[0, 0])
+
+
+@pytest.mark.parametrize(("n", "k"), [(32, 2), (77, 1), (50, 4)])
+def test_moe_sum(rng, call_op, assert_same_bits, n, k):
+    x, weights, residual = normal(rng, 3 * k, n), normal(rng, 3, k), normal(rng, 3, n)
+    place, out, expected = rng.permutation(3 * k).astype(np.int32).reshape(3, k), empty(3, n), empty(3, n)
+    arrays = {"x": x, "place": place, "weights": weights, "residual": residual}
+    call_op("moe.moe_sum", structs.MOE_SUM, k=k, n=n, out=out, rows=3, **arrays)
+    ops.moe_sum(out=expected, **arrays)
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("chunk_rows", [4, 11, 64])
+def test_matmul(rng, library, call_op, random_rows, assert_same_bits, bias, residual, chunk_rows):
+    weight, x = (
+        random_rows(rng, Q8_0, 11, 96),
+        activations.quantize(ActivationFormat.Q8_0, normal(rng, 3, 96)),
+    )
+    added = {"bias": normal(rng, 11) if bias else None, "residual": normal(rng, 3, 11) if residual else None}
+    out, expected = empty(3, 11), empty(3, 11)
+    call_op(
+        "matmul.matmul",
+        structs.MATMUL,
+        tile=library.address("q8_0.tile"),
+        weight=weight,
+        row_size=weight.shape[1],
+        n_out=11,
+        n_in=96,
+        x=x,
+        x_stride=x.shape[1],
+        out=out,
+        rows=3,
+        chunk_rows=chunk_rows,
+        **{name: 0 if array is None else array for name, array in added.items()},
+    )
+    matmul.matmul(Q8_0, weight, x, expected, **added)
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("gather", [True, False])
+def test_matmul_id_of_experts_that_differ_in_type(
+    rng, library, call_op, random_rows, assert_same_bits, gather
+):
+    qtypes = (Q4_K, Q8_0, F16, Q4_K, Q8_0, F16, Q4_K, Q8_0)
+    weights = [random_rows(rng, qtype, 6, 256) for qtype in qtypes]
+    ids = np.array([[0, 2], [7, 2], [2, 1], [4, 7]], np.int32)
+    places = sorted_by_expert(ids)
+    x_f32 = normal(rng, len(ids) if gather else ids.size, 256)
+    x = {ActivationFormat.F32: x_f32}
+    x |= {a: activations.quantize(a, x_f32) for a in (ActivationFormat.Q8_0, ActivationFormat.Q8_K)}
+    mine = [x[ACTIVATION_FORMAT[qtype]] for qtype in qtypes]
+    out, expected = empty(ids.size, 6), empty(ids.size, 6)
+    call_op(
+        "matmul.matmul_id",
+        structs.MATMUL_ID,
+        tiles=np.array([library.address(f"{qtype.name.lower()}.tile") for qtype in qtypes]),
+        weights=np.array([address(w) for w in weights]),
+        row_sizes=np.array([w.shape[1] for w in weights]),
+        n_out=6,
+        n_in=256,
+        x=np.array([address(a) for a in mine]),
+        x_stride=np.array([a.strides[0] for a in mine]),
+        x_index=places["token"] if gather else 0,
+        out=out,
+        used=places["used"],
+        n_used=places["n_used"],
+        first=places["first"],
+        chunk_rows=4,
+    )
+    x_index = places["token"] if gather else None
+    used, n_used, first = places["used"], int(places["n_used"][0]), places["first"]
+    matmul.matmul_id(qtypes, weights, x, expected, used, n_used, first, x_index)
+    assert_same_bits(out, expected)
+
+
+def test_silu_is_near_the_truth(rng):
+    x = normal(rng, 1000) * 10
+    truth = x / (1 + np.exp(-x.astype(float)))
+    np.testing.assert_allclose(exact.silu(x), truth, rtol=1e-6, atol=1e-30)
