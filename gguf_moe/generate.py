@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from gguf_moe.runtime.context import Context
 from gguf_moe.sample import Sampler
 from gguf_moe.text.tokenizer import Tokenizer
@@ -63,8 +65,10 @@ def decode_loop(
     result.prompt_s = time.perf_counter() - start
 
     text = TextStream(tokenizer, stop)
+    suppressed = list(tokenizer.suppressed_ids)
     decode_start = time.perf_counter()
     while max_tokens is None or len(result.token_ids) < max_tokens:
+        logits[suppressed] = -np.inf
         token = sampler.choose(logits, context.tokens)
         result.first_token_s = result.first_token_s or time.perf_counter() - start
         if token in tokenizer.eog_ids:

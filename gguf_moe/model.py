@@ -176,15 +176,20 @@ class Model:
 
         template_options are variables for the template (enable_thinking=False, ...). Raises TemplateError.
         """
-        ids = self.tokenize(self.render_chat(messages, tools=tools, **template_options or {}))
+        ids = self.chat_ids(messages, tools=tools, **template_options or {})
         complete = completions.stream_chat_completion if stream else completions.chat_completion
         return complete(self.generate(ids, **options), self.path.stem)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """The prompt that the file's chat template makes of messages. Raises TemplateError."""
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """The token ids of the prompt that the file's chat template makes of messages.
+
+        `options` are variables for the template. Raises TemplateError.
+        """
         if self.chat_template is None:
             raise TemplateError(f"{self.path}: the file has no chat template; give a raw prompt instead.")
-        return self.chat_template.render([dict(message) for message in messages], **options)
+        text = self.chat_template.render([dict(message) for message in messages], **options)
+        bos_token = self.chat_template.bos_token
+        return self.tokenize(text, bos=False if bos_token and text.startswith(bos_token) else None)
 
     def _pieces(
         self,

@@ -127,7 +127,7 @@ def our_run(args: argparse.Namespace, inputs: Inputs, out: Path) -> tuple[Run, b
             return [piece.token for piece in generation if piece.token is not None]
 
         result = carry_out(whole_job(args, inputs, args.model), out, model.logits, greedy)
-        return result, [list(model.tokenize(text)) for text in inputs.texts] == inputs.ids
+        return result, [model.tokenize(text, special=False) for text in inputs.texts] == inputs.ids
 
 
 def compare(args: argparse.Namespace, inputs: Inputs, peers: dict[str, Run], ours: Run) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def generate(
 
 
 def _prompt_ids(model: Model, text: str, chat: bool) -> list[int]:
-    return model.tokenize(model.render_chat([{"role": "user", "content": text}]) if chat else text)
+    return model.chat_ids([{"role": "user", "content": text}]) if chat else model.tokenize(text)
 
 
 def _about(model: Model) -> str:

@@ -16,37 +16,49 @@ MERGES_KEY = "tokenizer.ggml.merges"
 
 
 def build_bpe(metadata: Metadata, vocabulary: Vocabulary, pre: PreTokenizer) -> tokenizers.Tokenizer:
-    """Turns plain text without special tokens into ids. Raises GGUFError when the merges and tokens disagree."""
+    """Turns text without special tokens into ids. Raises GGUFError when merges and tokens disagree."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-    model = models.BPE(
-        vocab=vocabulary.ids,
-        merges=_read_merges(metadata, vocabulary),
-        ignore_merges=pre.ignore_merges,
-        byte_fallback=not pre.byte_level,
-    )
+    merges = _read_merges(metadata)
+    try:
+        model = models.BPE(
+            vocab=vocabulary.ids,
+            merges=merges,
+            ignore_merges=pre.ignore_merges,
+            byte_fallback=not pre.byte_level,
+        )
+    except Exception:  # the library has no narrower type, and checking 300,000 good merges here is slow
+        _find_wrong_merge(metadata, vocabulary)
+        raise
     words = Tokenizer(model)
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+    cuts: list[pre_tokenizers.PreTokenizer] = [
+        pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns
+    ]
     if pre.byte_level:
         cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     words.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     return words
 
 
-def _read_merges(metadata: Metadata, vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    ids = vocabulary.ids
-    merges: dict[tuple[str, str], None] = {}  # of a pair that occurs twice the first counts
-    for i, merge in enumerate(metadata.strings(MERGES_KEY)):
+def _read_merges(metadata: Metadata) -> list[tuple[str, str]]:
+    merges = []
+    for merge in metadata.strings(MERGES_KEY):
         space = merge.find(" ", 1)  # a piece may begin with a space
-        left, right = merge[:space], merge[space + 1 :]
-        if space < 0 or not (left in ids and right in ids and left + right in ids):
+        merges.append((merge[:space], merge[space + 1 :]))
+    return list(dict.fromkeys(merges))  # of a pair that occurs twice the first counts
+
+
+def _find_wrong_merge(metadata: Metadata, vocabulary: Vocabulary) -> None:
+    ids = vocabulary.ids
+    for i, merge in enumerate(metadata.strings(MERGES_KEY)):
+        left, _, right = merge[1:].partition(" ")
+        left = merge[:1] + left
+        if not (left in ids and right in ids and left + right in ids):
             raise GGUFError(
-                f"{metadata.path}: merge {i} of {MERGES_KEY} is {merge[:80]!r}, but must be two tokens of {TOKENS_KEY} "
-                "with a space between, which make a third; the file is damaged or was converted wrongly: "
-                "download or convert it again."
+                f"{metadata.path}: merge {i} of {MERGES_KEY} is {merge[:80]!r}, but must be two tokens of "
+                f"{TOKENS_KEY} with a space between that make a third; the file is damaged or was converted "
+                "wrongly: download or convert it again."
             )
-        merges[left, right] = None
-    return list(merges)
 
 
 def byte_level_alphabet() -> dict[str, int]:

@@ -14,13 +14,14 @@ from gguf_moe.errors import TemplateError
 
 T = TypeVar("T")
 
-UNITS = 600_000_000
-"""A conversation of a million characters takes a tenth of it."""
+UNITS = 200_000_000
 
 STEP = 50  # one node of the template's syntax tree
-CALL = 300  # one call, or one element of a container that is walked
+LOOKUP = 300  # one attribute or item, one test, or one element of a container that is walked
+CALL = 1000  # one call of a function, macro or filter
 READ = 1  # a character that is compared or searched
 MAKE = 10  # a byte of text that is made
+HEAVY = 100  # a byte of what is escaped, sorted, or cut into many pieces
 ELEMENT = 80  # an element of a list that is made
 MAX_NUMBER_BITS = 4096
 
@@ -43,18 +44,19 @@ class Budget:
             )
 
     def walk(self, value: T, rate: int) -> T:
-        """Spend `rate` for each character in a value and CALL for each element, at all depths; the value.
+        """Spend `rate` for each byte in a value and some for each element, at all depths; the value.
 
         A list that holds another one many times counts it as many times, as whoever compares or prints it
         does. An iterator is not consumed, so its elements are not counted.
         """
+        element = max(LOOKUP, 30 * rate)
         pending: list[Iterator[Any]] = [iter((value,))]
         while pending:
             for item in pending[-1]:
                 if isinstance(item, str):
-                    self.spend(CALL + rate * size(item))
+                    self.spend(element + rate * size(item))
                     continue
-                self.spend(CALL)
+                self.spend(element)
                 if isinstance(item, Mapping):
                     pending.append(itertools.chain.from_iterable(item.items()))
                     break
@@ -62,7 +64,7 @@ class Budget:
                     pending.append(iter(item))
                     break
                 if isinstance(item, Sized) and hasattr(item, "__iter__"):
-                    self.spend(CALL * len(item))
+                    self.spend(element * len(item))
             else:
                 pending.pop()
         return value

@@ -12,7 +12,7 @@ from gguf_moe.text.tokenizer import MAX_TEXT_LENGTH, Tokenizer
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 
-MAX_SOURCE_LENGTH = 1 << 18
+MAX_SOURCE_LENGTH = 1 << 17
 """Characters of a template. The longest in use have some 20,000."""
 
 # The files of Mistral's and Mixtral's first instruction models have no template.

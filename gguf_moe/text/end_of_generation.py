@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from gguf_moe.text.vocabulary import TokenType, Vocabulary
 
-# A role whose key is missing goes to the first of these texts that is a token. Such a token is a control
-# token.
+# A role whose key is missing goes to the first of these texts that is a token, which is a control token then.
 _TEXTS_OF_ROLE = {
     "eot": (
         "<|eot_id|>",

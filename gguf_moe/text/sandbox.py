@@ -23,15 +23,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.visitor import NodeTransformer
 
 from gguf_moe.errors import TemplateError
-from gguf_moe.text.budget import CALL, ELEMENT, MAKE, MAX_NUMBER_BITS, READ, STEP, Budget, size
+from gguf_moe.text.budget import CALL, ELEMENT, HEAVY, LOOKUP, MAKE, MAX_NUMBER_BITS, READ, STEP, UNITS, Budget, size
+
+INPUT_FACTOR = 20
+"""Units for each unit that it takes to read the messages and tools once."""
+
+MAX_INPUT_UNITS = 1_000_000_000
+
+MAX_NODES = 10_000
+"""Size of a template's syntax tree, which takes time to compile. The largest in use have 1,500."""
 
 MAX_WIDTH = 200
 """Characters that a template may pad or indent by."""
 
-_HEAVY = 10 * MAKE  # for what escapes text, cuts it into many pieces, or sorts
-
 # Names with a space cannot be written in a template.
-_SPEND, _COUNTED, _COMPARED, _MADE, _JOINED = (f"budget {word}" for word in ("a", "b", "c", "d", "e"))
+_SPEND, _COUNTED, _COMPARED, _SEARCHED, _MADE, _JOINED = (f"budget {i}" for i in range(6))
 
 _REMOVED_FILTERS = (
     "batch center filesizeformat format pprint slice striptags urlize wordcount wordwrap xmlattr".split()
@@ -42,7 +48,7 @@ _HEAVY_FILTERS = frozenset(
     "capitalize dictsort e escape forceescape groupby indent max min sort title tojson unique urlencode".split()
 )
 _COMPARING_TESTS = frozenset(
-    "!= < <= == > >= divisibleby eq equalto ge greaterthan gt in le lessthan lower lt ne upper".split()
+    "!= < <= == > >= divisibleby eq equalto filter ge greaterthan gt in le lessthan lower lt ne test upper".split()
 )
 
 _STRING_METHODS = frozenset(
@@ -84,6 +90,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _SPEND: budget.spend,
             _COUNTED: budget.counted,
             _COMPARED: lambda value: budget.walk(value, READ),
+            _SEARCHED: self._searched,
             _MADE: budget.make,
             _JOINED: self._concatenate,
         }
@@ -93,11 +100,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
         }
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return _AddPayments().visit(super()._parse(source, name, filename))
+        tree = super()._parse(source, name, filename)
+        if sum(1 for _ in tree.find_all(nodes.Node)) > MAX_NODES:
+            raise SecurityError(f"it has more than {MAX_NODES} nodes")
+        return _AddPayments().visit(tree)
 
     def _output(self, value: Any) -> Any:
         if not isinstance(value, Undefined):
-            self.budget.walk(value, MAKE if isinstance(value, str) else _HEAVY)
+            self.budget.walk(value, MAKE if isinstance(value, str | int | float) else HEAVY)
+        return value
+
+    def _searched(self, value: Any) -> Any:
+        """Pay for `constant in value`."""
+        if not isinstance(value, Mapping) and hasattr(value, "__len__"):
+            self.budget.spend(LOOKUP * len(value) if isinstance(value, list | tuple) else READ * len(value))
         return value
 
     def _concatenate(self, values: tuple[Any, ...]) -> str:
@@ -107,7 +123,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """The operators that can make something large."""
-        self.budget.spend(CALL)
+        self.budget.spend(LOOKUP)
         if isinstance(left, int) and isinstance(right, int):
             _check_number(operator, left, right)
         elif operator == "*" and (isinstance(left, int) or isinstance(right, int)):
@@ -127,10 +143,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if wide.search(text):
             raise SecurityError("a field of a format string is too wide")
         before = self.budget.left
-        self.budget.walk(arguments, _HEAVY)
+        self.budget.walk(arguments, HEAVY)
         self.budget.spend(n_fields * (before - self.budget.left + 100 * MAKE) + MAKE * size(text))
 
-    # Methods and functions
+    # Attributes, methods and functions
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """`obj.attribute`."""
+        self.budget.spend(LOOKUP)
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """`obj[argument]`."""
+        self.budget.spend(LOOKUP)
+        return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may read the attribute; of the methods of str only those that are known."""
@@ -154,7 +180,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
         """A call from the template."""
         self = __self
-        self.budget.spend(CALL * (1 + len(args) + len(kwargs)))
+        self.budget.spend(CALL + LOOKUP * (len(args) + len(kwargs)))
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             self._pay_string_method(owner, __obj.__name__, args, kwargs)
@@ -188,12 +214,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _paid_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         n_passed = 1 if hasattr(function, "jinja_pass_arg") else 0
-        rate = _HEAVY if name in _HEAVY_FILTERS else MAKE
+        rate = HEAVY if name in _HEAVY_FILTERS else MAKE
 
         @functools.wraps(function)
         def paid(*args: Any, **kwargs: Any) -> Any:
             passed, (value, *rest) = args[:n_passed], args[n_passed:]
             self.budget.spend(CALL)
+            self.budget.walk((rest, kwargs), rate)
             if name in _LAZY_FILTERS:
                 value = self.budget.counted(value, CALL) if value else value
             elif name == "list":
@@ -203,7 +230,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
                     value = [self.budget.walk(item, rate) for item in value]
                 else:
                     self.budget.walk(value, rate)
-                self.budget.walk((rest, kwargs), rate)
                 self._check_arguments(name, value, rest, kwargs)
             return function(*passed, value, *rest, **kwargs)
 
@@ -219,6 +245,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif name == "join" and hasattr(value, "__len__"):
             separator = rest[0] if rest else kwargs.get("d", "")
             self.budget.spend(MAKE * size(str(separator)) * len(value))
+        elif name == "int" and len(str(value)) > 1000:
+            raise SecurityError("a number is too large")
         elif name == "sum" and (len(rest) > 1 or "start" in kwargs):
             raise SecurityError("the filter sum takes no start value here")
 
@@ -240,6 +268,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     ) -> str:
         """JSON as transformers writes it; unlike Jinja's own filter it does not escape HTML."""
         _check_width(indent or 0)
+        _check_width("".join(separators or ()))
         encoder = json.JSONEncoder(
             ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
@@ -263,7 +292,7 @@ class _AddPayments(NodeTransformer):
     """Makes loops, macros, comparisons, slices, `~` and lookups pay."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
-        test_cost = CALL + _cost(node.test)
+        test_cost = LOOKUP + _cost(node.test)
         node.body.insert(0, _payment(_cost(*node.body)))
         self.generic_visit(node)
         node.iter = _filtered(node.iter, _COUNTED, nodes.Const(test_cost))
@@ -281,6 +310,12 @@ class _AddPayments(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
+        if len(node.ops) == 1 and isinstance(node.expr, nodes.Const) and node.ops[0].op in ("in", "notin"):
+            node.ops[0].expr = _filtered(node.ops[0].expr, _SEARCHED)
+            return node
+        if len(node.ops) == 1 and node.ops[0].op not in ("in", "notin"):
+            if isinstance(node.expr, nodes.Const) or isinstance(node.ops[0].expr, nodes.Const):
+                return node  # whatever it is compared with, this takes no longer than the constant
         node.expr = _filtered(node.expr, _COMPARED)
         for operand in node.ops:
             operand.expr = _filtered(operand.expr, _COMPARED)
@@ -354,11 +389,13 @@ def _strftime_now(format: str) -> str:
 
 
 def compile_template(source: str) -> Any:
-    """A template as a code object for `render_template`. Raises jinja2.TemplateSyntaxError, RecursionError."""
+    """A template as a code object for `render_template`. Raises TemplateSyntaxError of Jinja and RecursionError."""
     return Sandbox(Budget()).compile(source)
 
 
 def render_template(code: Any, variables: Mapping[str, Any]) -> Iterator[str]:
-    """The text of a compiled template, in pieces, under a budget of its own."""
-    sandbox = Sandbox(Budget())
+    """The text of a compiled template, in pieces. Its budget grows with what the caller gives to it."""
+    inputs = Budget(MAX_INPUT_UNITS)
+    inputs.walk(variables, READ)
+    sandbox = Sandbox(Budget(UNITS + INPUT_FACTOR * (MAX_INPUT_UNITS - inputs.left)))
     return jinja2.Template.from_code(sandbox, code, sandbox.globals).generate(**variables)

@@ -12,7 +12,7 @@ _SPECIAL_TYPES = (*_CONTROL_TYPES, TokenType.USER_DEFINED)
 _PREFIX_LENGTH = 3
 
 # What isspace() of the C locale accepts.
-_SPACES = " \t\n\v\f\r"
+_SPACES = " \t\n\v\f\r"  # what isspace() of the C locale accepts
 
 
 class SpecialTokens:
@@ -37,7 +37,7 @@ class SpecialTokens:
             self._by_prefix.setdefault(text[:_PREFIX_LENGTH], []).append(text)
 
     def split(self, text: str, *, control: bool) -> list[str | int]:
-        """The text as pieces of plain text, never empty, and ids. Without `control` only user-defined tokens count."""
+        """Pieces of plain text, none of them empty, and ids; without `control` only user-defined ones."""
         pieces: list[str | int] = [text] if text else []
         for token in self._present(text, control):
             cut: list[str | int] = []

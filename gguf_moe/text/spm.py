@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gguf_moe.checkpoint.metadata import Metadata
 from gguf_moe.errors import GGUFError
-from gguf_moe.text.vocabulary import TokenType, Vocabulary, check_length
+from gguf_moe.text.vocabulary import TOKENS_KEY, TokenType, Vocabulary, check_length
 
 if TYPE_CHECKING:
     import tokenizers
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SCORES_KEY = "tokenizer.ggml.scores"
 
 MAX_VOCABULARY_LENGTH = 6_000_000
-"""Characters of all tokens together: each is a place to split a token. Gemma's 262,144 tokens have 2 million."""
+"""Characters of all tokens, each a place to split its token. Gemma's 262,144 tokens have 2 million."""
 
 
 def build_spm(metadata: Metadata, vocabulary: Vocabulary) -> tokenizers.Tokenizer:
@@ -42,8 +42,9 @@ def _make_merges(metadata: Metadata, vocabulary: Vocabulary) -> list[tuple[str, 
     length = sum(map(len, vocabulary.tokens))
     if length > MAX_VOCABULARY_LENGTH:
         raise GGUFError(
-            f"{metadata.path}: the {n_vocab} tokens have {length} characters together, but at most "
-            f"{MAX_VOCABULARY_LENGTH} are allowed; the file is damaged or was made to do harm: download it again."
+            f"{metadata.path}: the {n_vocab} tokens of {TOKENS_KEY} have {length} characters together, but "
+            f"at most {MAX_VOCABULARY_LENGTH} are allowed; the file is damaged or was made to do harm: "
+            "download it again."
         )
     scores = metadata.numbers(SCORES_KEY, None)
     if scores is None:

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 MODEL_KEY = "tokenizer.ggml.model"
 ADD_BOS_KEY = "tokenizer.ggml.add_bos_token"
 
-MAX_TEXT_LENGTH = 8 << 20
-"""Characters of one text, about two million tokens of English."""
+MAX_TEXT_LENGTH = 6 << 20
+"""Bytes of UTF-8 of one text, more than a million tokens. Each takes some 150 bytes of memory for a while."""
 
 _SPACE_MARK = "\u2581"
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -50,9 +50,9 @@ class _Encoder:
 class Tokenizer:
     """Text to token ids and back. Safe to use from several threads.
 
-    `eog_ids` are the tokens that end a generation; `suppressed_ids` must never be generated. `add_bos` and `add_eos`
-    say what the file wants around a text: `encode` follows the first and leaves the second to the caller, because a
-    prompt is a text to be continued.
+    `eog_ids` are the tokens that end a generation; `suppressed_ids` must never be generated. `add_bos` and
+    `add_eos` say what the file wants around a text: `encode` follows the first and leaves the second to the
+    caller, because a prompt is a text to be continued.
     """
 
     def __init__(self, metadata: Metadata, vocabulary: Vocabulary, encoder: _Encoder) -> None:
@@ -78,10 +78,10 @@ class Tokenizer:
     def encode(self, text: str, *, bos: bool | None = None, special: bool = True) -> list[int]:
         """The ids of a text.
 
-        `bos` puts the BOS token first, unless the text starts with it; None does what the file says. With `special`
-        the text of a control token becomes that token; without it such text is plain, as a text from an untrusted
-        source should be. User-defined tokens are found either way. Raises OptionError for a text that is too long
-        or is not Unicode, and for `bos` without a BOS token.
+        `bos` puts the BOS token first, unless the text starts with it; None does what the file says. With
+        `special` the text of a control token becomes that token; without it such text is plain, as a text
+        from an untrusted source should be. User-defined tokens are found either way. Raises OptionError for a
+        text that is too long or is not Unicode, and for `bos` without a BOS token.
         """
         _check_text(text)
         ids: list[int] = []
@@ -97,9 +97,10 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
-        """The text of ids; `special` shows control tokens, else they are left out. Invalid UTF-8 becomes U+FFFD.
+        """The text of ids; `special` shows control tokens, else they are left out.
 
-        The space that `encode` puts before a text is taken off again. Raises OptionError for an unknown id.
+        Invalid UTF-8 becomes U+FFFD. The space that `encode` puts before a text is taken off again. Raises
+        OptionError for an unknown id.
         """
         ids = list(ids)
         pieces = [self._piece(token_id, special) for token_id in ids]
@@ -109,7 +110,7 @@ class Tokenizer:
         return b"".join(pieces).decode(errors="replace")
 
     def stream(self, *, special: bool = False) -> TokenStream:
-        """A decoder that takes one id at a time, for a text that continues another one; keeps a leading space."""
+        """A decoder that takes one id at a time, for a text that continues another; keeps a leading space."""
         return TokenStream(lambda token_id: self._piece(token_id, special))
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -179,21 +180,21 @@ class TokenStream:
         return self._decoder.decode(self._piece(token_id))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was not completed. The stream can go on after."""
+        """What is left at the end: U+FFFD for a character that was not completed."""
         return self._decoder.decode(b"", final=True)
 
 
 def build_tokenizer(metadata: Metadata, *, pre: str | None = None) -> Tokenizer:
     """The tokenizer of a file; `pre` names a pre-tokenizer to use in place of the file's.
 
-    Raises UnsupportedModelError for another kind of tokenizer or pre-tokenizer, OptionError for a wrong `pre`, and
-    GGUFError when the vocabulary contradicts itself.
+    Raises UnsupportedModelError for another kind of tokenizer or pre-tokenizer, OptionError for a wrong
+    `pre`, and GGUFError when the vocabulary contradicts itself.
     """
     model = metadata.string(MODEL_KEY)
     if model == "llama":
         if pre is not None:
             raise OptionError(
-                f"{metadata.path} has a SentencePiece tokenizer, which takes no pre-tokenizer; leave {pre!r} out."
+                f"{metadata.path} has a SentencePiece tokenizer, for which there is no pre-tokenizer {pre!r}."
             )
         vocabulary = read_vocabulary(metadata, _SPM_IDS)
         encoder = _Encoder(
@@ -216,7 +217,7 @@ def build_tokenizer(metadata: Metadata, *, pre: str | None = None) -> Tokenizer:
         )
     else:
         raise UnsupportedModelError(
-            f"{metadata.path}: {MODEL_KEY} is {model[:80]!r}, but only llama, gpt2 and gemma4 are implemented."
+            f"{metadata.path}: {MODEL_KEY} is {model[:80]!r}; only llama, gpt2 and gemma4 are implemented."
         )
     return Tokenizer(metadata, vocabulary, encoder)
 
@@ -238,7 +239,7 @@ def _suppressed_ids(metadata: Metadata, n_vocab: int) -> frozenset[int]:
 
 
 def _space_swallowers(metadata: Metadata, vocabulary: Vocabulary) -> frozenset[int]:
-    """The special tokens of Phi-3 take the whitespace behind them along; no key says so, only the model's name."""
+    """Phi-3's special tokens take the whitespace behind them along; only the model's name tells."""
     name = metadata.string("general.name", "").lower()
     if "phi-3" not in name and "phi3" not in name:
         return frozenset()
@@ -247,14 +248,14 @@ def _space_swallowers(metadata: Metadata, vocabulary: Vocabulary) -> frozenset[i
 
 
 def _check_text(text: str) -> None:
-    if len(text) > MAX_TEXT_LENGTH:
-        raise OptionError(
-            f"The text has {len(text)} characters, but at most {MAX_TEXT_LENGTH} can be read at once; shorten it."
-        )
     try:
-        text.encode()
+        length = len(text.encode())
     except UnicodeEncodeError as error:
         raise OptionError(
             f"The text is not Unicode: character {error.start} is the lone surrogate {text[error.start]!a}; "
             "decode the bytes it comes from with errors='replace'."
         ) from None
+    if length > MAX_TEXT_LENGTH:
+        raise OptionError(
+            f"The text has {length} bytes of UTF-8, but at most {MAX_TEXT_LENGTH} can be read; shorten it."
+        )

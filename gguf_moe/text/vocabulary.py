@@ -71,16 +71,17 @@ class Vocabulary:
 def read_vocabulary(metadata: Metadata, defaults: dict[str, int]) -> Vocabulary:
     """The vocabulary of a file; `defaults` are the special ids that hold when their keys are missing.
 
-    Raises GGUFError when there are no tokens, when one is longer than MAX_TOKEN_LENGTH, when token_type has another
-    length, and when a special id is not the id of a token.
+    Raises GGUFError when there are no tokens, when one is longer than MAX_TOKEN_LENGTH, when token_type has
+    another length, and when a special id is not the id of a token.
     """
     tokens = metadata.strings(TOKENS_KEY)
     if not tokens:
         raise metadata.wrong(TOKENS_KEY, "an array of at least one token")
-    longest = max(range(len(tokens)), key=lambda i: len(tokens[i]))
-    if len(tokens[longest]) > MAX_TOKEN_LENGTH:
+    length = max(map(len, tokens))
+    if length > MAX_TOKEN_LENGTH:
+        longest = next(i for i, text in enumerate(tokens) if len(text) == length)
         raise GGUFError(
-            f"{metadata.path}: token {longest} has {len(tokens[longest])} characters, but at most "
+            f"{metadata.path}: token {longest} of {TOKENS_KEY} has {length} characters, but at most "
             f"{MAX_TOKEN_LENGTH} are allowed; the file is damaged or was made to do harm: download it again."
         )
     types_key = "tokenizer.ggml.token_type"
@@ -103,18 +104,22 @@ def check_length(metadata: Metadata, key: str, length: int, n_vocab: int) -> Non
 
 
 def _ids(tokens: list[str]) -> dict[str, int]:
-    ids = {text: i for i, text in reversed(list(enumerate(tokens)))}
+    ids: dict[str, int] = {}
+    for i, text in enumerate(tokens):
+        ids.setdefault(text, i)
     ids.pop("", None)
-    try:
-        "".join(tokens).encode()
-    except UnicodeEncodeError:
-        return {text: i for text, i in ids.items() if not has_surrogates(text)}
+    if not _is_unicode("".join(tokens)):
+        return {text: i for text, i in ids.items() if _is_unicode(text)}
     return ids
 
 
-def has_surrogates(text: str) -> bool:
-    """Whether a text holds lone surrogates, so that it is not Unicode."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _special_id(metadata: Metadata, role: str, n_vocab: int, default: int | None) -> int | None:

@@ -1,6 +1,5 @@
 """The cache of compiled kernels on disk."""
 
-import ctypes
 import logging
 
 import pytest
@@ -30,7 +29,7 @@ def test_a_cached_kernel_runs_without_numba(tmp_path, run_python):
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:50] + b"?" + d[51:], lambda d: b""])
-def test_a_damaged_file_is_compiled_again(tmp_path, library, damage):
+def test_a_damaged_file_is_compiled_again(tmp_path, damage):
     fresh = KernelLibrary(tmp_path)
     fresh.address(KERNEL)
     (path,) = tmp_path.glob("*.o")
@@ -82,8 +81,8 @@ def test_progress_is_told_before_each_compilation():
     assert calls == [(KERNEL, 0, 2), ("f16.dequantize", 1, 2)]
 
 
-def test_a_closed_library_loads_again(library):
-    mine = KernelLibrary(None)
-    mine.address(KERNEL)
-    mine.close()
-    assert ctypes.c_uint8.from_address(mine.address(KERNEL)).value is not None
+def test_a_closed_library_loads_again():
+    library = KernelLibrary(None)
+    library.address(KERNEL)
+    library.close()
+    assert library.address(KERNEL)

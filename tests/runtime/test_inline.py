@@ -61,7 +61,4 @@ def test_buffers_can_be_looked_at_after_each_task(inline_context, moe_file):
     assert [task.name for task in context.graph.tasks] == list(dict.fromkeys(name for name, _ in seen))
     weights = seen["ffn_moe_topk-1", "weights"]
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
-    np.testing.assert_array_equal(
-        seen["attn_norm-0", "out"][0], seen["attn_norm-0", "out"][0].astype(np.float32)
-    )
     assert (seen["l_out-0", "out"] != seen["l_out-1", "out"]).any()

@@ -10,6 +10,7 @@ from gguf_moe_kernels.constants import SMALLEST_SUM
 from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma
 from gguf_moe_kernels.cpu.attention import softmax
 from gguf_moe_kernels.cpu.compile import op
+from gguf_moe_kernels.cpu.dot import sum_f32
 from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, store_f32, store_i32, store_i64
 from gguf_moe_kernels.gating import Gating
 
@@ -50,8 +51,11 @@ def moe_topk(args, chunk, thread):
         for e in range(n_expert):
             store_f32(p, 4 * e, ONE / (ONE + exp(-load_f32(p, 4 * e))))
     choose(p, n_expert, k, ids)
+    # 0, or NaN if one of all experts is not finite: then the choice means nothing, and the output must show it.
+    check = sum_f32(p, n_expert)
+    check = check - check
     for j in range(k):
-        store_f32(weights, 4 * j, load_f32(p, 4 * load_i32(ids, 4 * j)))
+        store_f32(weights, 4 * j, load_f32(p, 4 * load_i32(ids, 4 * j)) + check)
     if gating == SOFTMAX_WEIGHT:
         softmax(weights, k)
     total = ONE

@@ -53,7 +53,7 @@ class Target:
 def _compiler_and_sources() -> str:
     digest = hashlib.sha256(f"{version('numba')} {version('llvmlite')}".encode())
     root = Path(__file__).resolve().parent.parent
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted([*root.glob("*.py"), *root.glob("cpu/*.py")]):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

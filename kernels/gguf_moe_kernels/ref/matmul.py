@@ -51,7 +51,7 @@ def matmul(
     bias: np.ndarray | None = None,
     residual: np.ndarray | None = None,
 ) -> None:
-    """out[i] = weight . x[i] (+ bias) (+ residual[i]). x: see `tile`; out, residual: float32 [rows, n_out]."""
+    """out[i] = weight . x[i] (+ bias) (+ residual[i]). x as in `tile`; the others are float32."""
     result = tile(qtype, weight, x)
     if bias is not None:
         result = result + bias

@@ -70,7 +70,8 @@ def attention(
 ) -> None:
     """out[i, h] = softmax(scale * q[i, h] . k[: n_past + i + 1, h']) . v[: n_past + i + 1, h'].
 
-    h' = h / (n_head / n_head_kv), rounded down. k, v: float16 or float32 [n_ctx, n_head_kv * head width]. Values are added by fma in ascending position.
+    h' = h / (n_head / n_head_kv), rounded down. k, v: float16 or float32 [n_ctx, n_head_kv * head width].
+    Values are added by fma in ascending position.
     """
     n = len(q)
     queries = q.reshape(n, n_head, -1)
@@ -109,7 +110,8 @@ def moe_topk(
         logits[:] = ONE / (ONE + exact.exp(-logits))
     k = ids.shape[1]
     ids[:] = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    chosen = np.take_along_axis(logits, ids, axis=1)
+    check = exact.sum(logits)
+    chosen = np.take_along_axis(logits, ids, axis=1) + (check - check)[:, None]
     if gating == Gating.SOFTMAX_WEIGHT:
         chosen = softmax(chosen)
     total = np.ones(len(logits), np.float32)
