@@ -1,12 +1,13 @@
 """How much a template may do: one number that every loop, call, operator and filter draws on.
 
 The unit is about a nanosecond. What makes text costs more than what only reads it, so that the budget
-also bounds the memory: ten units a byte.
+also bounds the memory: four units a byte.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Set, Sized
 from typing import Any, TypeVar
 
@@ -16,12 +17,12 @@ T = TypeVar("T")
 
 UNITS = 200_000_000
 
-STEP = 50  # one node of the template's syntax tree
-LOOKUP = 300  # one attribute or item, one test, or one element of a container that is walked
-CALL = 1000  # one call of a function, macro or filter
+STEP = 80  # one node of the template's syntax tree
+LOOKUP = 500  # one attribute or item, one test, or one element of a container that is walked
+CALL = 1500  # one call of a function, macro or filter
 READ = 1  # a character that is compared or searched
-MAKE = 10  # a byte of text that is made
-HEAVY = 100  # a byte of what is escaped, sorted, or cut into many pieces
+MAKE = 4  # a byte of text that is made
+HEAVY = 40  # a byte of what is escaped, sorted, or cut into many pieces
 ELEMENT = 80  # an element of a list that is made
 MAX_NUMBER_BITS = 4096
 
@@ -49,7 +50,7 @@ class Budget:
         A list that holds another one many times counts it as many times, as whoever compares or prints it
         does. An iterator is not consumed, so its elements are not counted.
         """
-        element = max(LOOKUP, 30 * rate)
+        element = max(LOOKUP, 50 * rate)
         pending: list[Iterator[Any]] = [iter((value,))]
         while pending:
             for item in pending[-1]:
@@ -84,9 +85,9 @@ class Budget:
         return value
 
 
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 def size(text: str) -> int:
-    """Bytes of a text in memory, at most."""
-    return len(text) if text.isascii() else 4 * len(text)
+    """Bytes of a text in memory: one to four for a character."""
+    return sys.getsizeof(text)

@@ -31,7 +31,7 @@ _MISTRAL = """{{ bos_token }}
 
 
 class ChatTemplate:
-    """A chat template. It is read when it is first rendered, so a broken one harms nobody who does not use it."""
+    """A chat template. It is read when it is first rendered: a broken one does not stop other uses of a model."""
 
     def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
         self.source = source
@@ -71,8 +71,8 @@ class ChatTemplate:
     def _compiled(self) -> Any:
         if len(self.source) > MAX_SOURCE_LENGTH:
             raise TemplateError(
-                f"The chat template has {len(self.source)} characters, but at most {MAX_SOURCE_LENGTH} are allowed; "
-                "use another template."
+                f"The chat template has {len(self.source)} characters, but at most {MAX_SOURCE_LENGTH} "
+                "are allowed; use another template."
             )
         if self._code is None:
             from gguf_moe.text.sandbox import compile_template
@@ -96,7 +96,7 @@ class ChatTemplate:
 
 
 def find_chat_template(metadata: Metadata, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The chat template of a file, or None. Files of the first Mistral models get the one they were made for."""
+    """The chat template of a file, or None. Early Mistral files have none and get the one they were made for."""
     source = metadata.string(TEMPLATE_KEY, None)
     if source is None:
         if not _is_early_mistral(metadata):

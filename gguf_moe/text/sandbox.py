@@ -1,4 +1,4 @@
-"""Rendering a chat template that may be hostile: a template comes with a model, and a model comes from anywhere.
+"""Rendering a chat template that may be hostile, as it comes with a model and a model may come from anyone.
 
 Jinja's immutable sandbox keeps a template from Python's internals, but not from using up time and memory.
 Here everything that loops, calls, or makes text draws on a Budget. The syntax tree is changed so that loops
@@ -23,9 +23,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.visitor import NodeTransformer
 
 from gguf_moe.errors import TemplateError
-from gguf_moe.text.budget import CALL, ELEMENT, HEAVY, LOOKUP, MAKE, MAX_NUMBER_BITS, READ, STEP, UNITS, Budget, size
+from gguf_moe.text import budget as cost
+from gguf_moe.text.budget import Budget, size
 
-INPUT_FACTOR = 20
+INPUT_FACTOR = 200
 """Units for each unit that it takes to read the messages and tools once."""
 
 MAX_INPUT_UNITS = 1_000_000_000
@@ -39,26 +40,31 @@ MAX_WIDTH = 200
 # Names with a space cannot be written in a template.
 _SPEND, _COUNTED, _COMPARED, _SEARCHED, _MADE, _JOINED = (f"budget {i}" for i in range(6))
 
-_REMOVED_FILTERS = (
-    "batch center filesizeformat format pprint slice striptags urlize wordcount wordwrap xmlattr".split()
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_REMOVED_FILTERS = _words(
+    "batch center filesizeformat format pprint slice striptags urlize wordcount wordwrap xmlattr"
 )
-_LAZY_FILTERS = frozenset(("map", "reject", "rejectattr", "select", "selectattr"))
-_CHEAP_FILTERS = frozenset("attr count d default first items last length random".split())
-_HEAVY_FILTERS = frozenset(
-    "capitalize dictsort e escape forceescape groupby indent max min sort title tojson unique urlencode".split()
+_LAZY_FILTERS = _words("map reject rejectattr select selectattr")
+_CHEAP_FILTERS = _words("attr count d default first items last length random")
+_HEAVY_FILTERS = _words(
+    "capitalize dictsort e escape forceescape groupby indent max min sort title tojson unique urlencode"
 )
-_COMPARING_TESTS = frozenset(
-    "!= < <= == > >= divisibleby eq equalto filter ge greaterthan gt in le lessthan lower lt ne test upper".split()
+_COMPARING_TESTS = _words(
+    "!= < <= == > >= divisibleby eq equalto filter ge greaterthan gt in le lessthan lower lt ne test upper"
 )
 
-_STRING_METHODS = frozenset(
-    "capitalize casefold center count endswith find format format_map index isalnum isalpha isascii isdecimal "
-    "isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition "
-    "removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith "
-    "strip swapcase title upper zfill".split()
+_STRING_METHODS = _words(
+    "capitalize casefold center count endswith find format format_map index isalnum isalpha isascii "
+    "isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower "
+    "lstrip partition removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split "
+    "splitlines startswith strip swapcase title upper zfill"
 )
-_PADDING_METHODS = frozenset(("center", "ljust", "rjust", "zfill"))
-_LOOKUP_METHODS = frozenset(("get", "items", "keys", "values"))
+_PADDING_METHODS = _words("center ljust rjust zfill")
+_LOOKUP_METHODS = _words("get items keys values")
 
 # A width of three digits, a width taken from the arguments.
 _WIDE_PERCENT = re.compile(r"\d{3}|\*")
@@ -89,7 +95,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters |= {
             _SPEND: budget.spend,
             _COUNTED: budget.counted,
-            _COMPARED: lambda value: budget.walk(value, READ),
+            _COMPARED: lambda value: budget.walk(value, cost.READ),
             _SEARCHED: self._searched,
             _MADE: budget.make,
             _JOINED: self._concatenate,
@@ -107,13 +113,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _output(self, value: Any) -> Any:
         if not isinstance(value, Undefined):
-            self.budget.walk(value, MAKE if isinstance(value, str | int | float) else HEAVY)
+            self.budget.walk(value, cost.MAKE if isinstance(value, str | int | float) else cost.HEAVY)
         return value
 
     def _searched(self, value: Any) -> Any:
         """Pay for `constant in value`."""
         if not isinstance(value, Mapping) and hasattr(value, "__len__"):
-            self.budget.spend(LOOKUP * len(value) if isinstance(value, list | tuple) else READ * len(value))
+            self.budget.spend(
+                cost.LOOKUP * len(value) if isinstance(value, list | tuple) else cost.READ * len(value)
+            )
         return value
 
     def _concatenate(self, values: tuple[Any, ...]) -> str:
@@ -123,15 +131,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """The operators that can make something large."""
-        self.budget.spend(LOOKUP)
+        self.budget.spend(cost.LOOKUP)
         if isinstance(left, int) and isinstance(right, int):
             _check_number(operator, left, right)
         elif operator == "*" and (isinstance(left, int) or isinstance(right, int)):
             n, value = (left, right) if isinstance(left, int) else (right, left)
             if isinstance(value, str):
-                self.budget.spend(MAKE * size(value) * n)
+                self.budget.spend(cost.MAKE * size(value) * n)
             elif isinstance(value, list | tuple):
-                self.budget.spend(ELEMENT * len(value) * n)
+                self.budget.spend(cost.ELEMENT * len(value) * n)
         elif operator == "+":
             self.budget.make(left)
             self.budget.make(right)
@@ -143,19 +151,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if wide.search(text):
             raise SecurityError("a field of a format string is too wide")
         before = self.budget.left
-        self.budget.walk(arguments, HEAVY)
-        self.budget.spend(n_fields * (before - self.budget.left + 100 * MAKE) + MAKE * size(text))
+        self.budget.walk(arguments, cost.HEAVY)
+        self.budget.spend(n_fields * (before - self.budget.left + 100 * cost.MAKE) + cost.MAKE * size(text))
 
     # Attributes, methods and functions
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """`obj.attribute`."""
-        self.budget.spend(LOOKUP)
+        self.budget.spend(cost.LOOKUP)
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """`obj[argument]`."""
-        self.budget.spend(LOOKUP)
+        self.budget.spend(cost.LOOKUP)
         return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -177,52 +185,52 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         return paid
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """A call from the template."""
         self = __self
-        self.budget.spend(CALL + LOOKUP * (len(args) + len(kwargs)))
+        self.budget.spend(cost.CALL + cost.LOOKUP * (len(args) + len(kwargs)))
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             self._pay_string_method(owner, __obj.__name__, args, kwargs)
         elif isinstance(owner, list | tuple | Mapping):
-            self.budget.walk(args, MAKE)
+            self.budget.walk(args, cost.MAKE)
             if __obj.__name__ not in _LOOKUP_METHODS:
-                self.budget.walk(owner, READ)
+                self.budget.walk(owner, cost.READ)
         elif not isinstance(__obj, Macro):
-            self.budget.walk((args, kwargs), READ)
+            self.budget.walk((args, kwargs), cost.READ)
         return self.budget.make(super().call(__context, __obj, *args, **kwargs))
 
     def _pay_string_method(
         self, text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        self.budget.walk((text, args, kwargs), MAKE)
+        self.budget.walk((text, args, kwargs), cost.MAKE)
         if name in _PADDING_METHODS:
             _check_width(args[0] if args else 0)
         elif name == "replace":
             self._pay_replace(text, *args[:2])
         elif name == "join" and args and hasattr(args[0], "__len__"):
-            self.budget.spend(MAKE * size(text) * len(args[0]))
+            self.budget.spend(cost.MAKE * size(text) * len(args[0]))
         elif name in ("split", "rsplit", "splitlines"):
             separator = args[0] if args and isinstance(args[0], str) else kwargs.get("sep")
             n_pieces = text.count(separator) + 1 if separator else len(text)
-            self.budget.spend(ELEMENT * n_pieces)
+            self.budget.spend(cost.ELEMENT * n_pieces)
 
     def _pay_replace(self, text: str, old: Any = "", new: Any = "") -> None:
-        self.budget.spend(MAKE * size(str(new)) * text.count(str(old)))
+        self.budget.spend(cost.MAKE * size(str(new)) * text.count(str(old)))
 
     # Filters and tests
 
     def _paid_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         n_passed = 1 if hasattr(function, "jinja_pass_arg") else 0
-        rate = HEAVY if name in _HEAVY_FILTERS else MAKE
+        rate = cost.HEAVY if name in _HEAVY_FILTERS else cost.MAKE
 
         @functools.wraps(function)
         def paid(*args: Any, **kwargs: Any) -> Any:
             passed, (value, *rest) = args[:n_passed], args[n_passed:]
-            self.budget.spend(CALL)
+            self.budget.spend(cost.CALL)
             self.budget.walk((rest, kwargs), rate)
             if name in _LAZY_FILTERS:
-                value = self.budget.counted(value, CALL) if value else value
+                value = self.budget.counted(value, cost.CALL) if value else value
             elif name == "list":
                 self.budget.make(value)
             elif name not in _CHEAP_FILTERS:
@@ -241,19 +249,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif name == "indent":
             width = rest[0] if rest else kwargs.get("width", 4)
             _check_width(width)
-            self.budget.spend(MAKE * MAX_WIDTH * str(value).count("\n"))
+            self.budget.spend(cost.MAKE * MAX_WIDTH * str(value).count("\n"))
         elif name == "join" and hasattr(value, "__len__"):
             separator = rest[0] if rest else kwargs.get("d", "")
-            self.budget.spend(MAKE * size(str(separator)) * len(value))
+            self.budget.spend(cost.MAKE * size(str(separator)) * len(value))
         elif name == "int" and len(str(value)) > 1000:
             raise SecurityError("a number is too large")
         elif name == "sum" and (len(rest) > 1 or "start" in kwargs):
             raise SecurityError("the filter sum takes no start value here")
 
-    def _paid_test(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _paid_test(self, function: Any) -> Callable[..., Any]:
         @functools.wraps(function)
         def paid(*args: Any, **kwargs: Any) -> Any:
-            self.budget.walk((args, kwargs), READ)
+            self.budget.walk((args, kwargs), cost.READ)
             return function(*args, **kwargs)
 
         return paid
@@ -292,7 +300,7 @@ class _AddPayments(NodeTransformer):
     """Makes loops, macros, comparisons, slices, `~` and lookups pay."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
-        test_cost = LOOKUP + _cost(node.test)
+        test_cost = cost.LOOKUP + _cost(node.test)
         node.body.insert(0, _payment(_cost(*node.body)))
         self.generic_visit(node)
         node.iter = _filtered(node.iter, _COUNTED, nodes.Const(test_cost))
@@ -310,12 +318,13 @@ class _AddPayments(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        if len(node.ops) == 1 and isinstance(node.expr, nodes.Const) and node.ops[0].op in ("in", "notin"):
-            node.ops[0].expr = _filtered(node.ops[0].expr, _SEARCHED)
+        first = node.ops[0]
+        if len(node.ops) == 1 and first.op not in ("in", "notin"):
+            if isinstance(node.expr, nodes.Const) != isinstance(first.expr, nodes.Const):
+                return node  # a comparison takes no longer than the smaller of the two
+        elif len(node.ops) == 1 and isinstance(node.expr, nodes.Const):
+            first.expr = _filtered(first.expr, _SEARCHED)
             return node
-        if len(node.ops) == 1 and node.ops[0].op not in ("in", "notin"):
-            if isinstance(node.expr, nodes.Const) or isinstance(node.ops[0].expr, nodes.Const):
-                return node  # whatever it is compared with, this takes no longer than the constant
         node.expr = _filtered(node.expr, _COMPARED)
         for operand in node.ops:
             operand.expr = _filtered(operand.expr, _COMPARED)
@@ -339,7 +348,7 @@ class _AddPayments(NodeTransformer):
         return node
 
 
-def _filtered(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Expr:
+def _filtered(node: Any, name: str, *args: nodes.Expr) -> nodes.Expr:
     if isinstance(node, nodes.Const) and name == _COMPARED:
         return node
     return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
@@ -354,11 +363,11 @@ def _cost(*roots: nodes.Node | None) -> int:
     cost, pending = 0, [root for root in roots if root is not None]
     while pending:
         node = pending.pop()
-        cost += STEP
+        cost += cost.STEP
         if isinstance(node, nodes.TemplateData):
-            cost += MAKE * size(node.data)
+            cost += cost.MAKE * size(node.data)
         elif isinstance(node, nodes.List | nodes.Tuple | nodes.Dict):
-            cost += 10 * STEP
+            cost += 10 * cost.STEP
         pending.extend(node.iter_child_nodes())
     return cost
 
@@ -369,7 +378,7 @@ def _check_number(operator: str, left: int, right: int) -> None:
         bits += right.bit_length()
     elif operator == "**":
         bits *= max(right, 1)
-    if bits > MAX_NUMBER_BITS:
+    if bits > cost.MAX_NUMBER_BITS:
         raise SecurityError("a number is too large")
 
 
@@ -389,13 +398,13 @@ def _strftime_now(format: str) -> str:
 
 
 def compile_template(source: str) -> Any:
-    """A template as a code object for `render_template`. Raises TemplateSyntaxError of Jinja and RecursionError."""
+    """A template as a code object for `render_template`. Raises what Jinja and Python's compiler raise."""
     return Sandbox(Budget()).compile(source)
 
 
 def render_template(code: Any, variables: Mapping[str, Any]) -> Iterator[str]:
     """The text of a compiled template, in pieces. Its budget grows with what the caller gives to it."""
     inputs = Budget(MAX_INPUT_UNITS)
-    inputs.walk(variables, READ)
-    sandbox = Sandbox(Budget(UNITS + INPUT_FACTOR * (MAX_INPUT_UNITS - inputs.left)))
+    inputs.walk(variables, cost.READ)
+    sandbox = Sandbox(Budget(cost.UNITS + INPUT_FACTOR * (MAX_INPUT_UNITS - inputs.left)))
     return jinja2.Template.from_code(sandbox, code, sandbox.globals).generate(**variables)

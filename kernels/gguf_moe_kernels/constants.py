@@ -15,3 +15,6 @@ EXP_MIN, EXP_MAX = np.float32(-87.0), np.float32(88.0)
 
 SMALLEST_SUM = np.float32(6.103515625e-5)
 """The chosen experts' weights are divided by their sum, but not by less (llama.cpp: build_moe_ffn)."""
+
+SMALLEST_AMAX = np.float32(2.0**-120)
+"""A block of activations whose largest magnitude is below this becomes zeros: 127 / amax might overflow."""

@@ -1,9 +1,14 @@
 """The cache of compiled kernels on disk."""
 
+import ctypes
 import logging
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gguf_moe_kernels.cpu import library
 from gguf_moe_kernels.cpu.library import KernelLibrary
 
 KERNEL = "f32.dequantize"
@@ -26,6 +31,25 @@ def test_a_cached_kernel_runs_without_numba(tmp_path, run_python):
     assert run_python(USE, tmp_path).split() == ["1", "True"]
     assert run_python(USE, tmp_path).split() == ["0", "False"]
     assert {path.suffix for path in tmp_path.iterdir()} == {".o"}
+
+
+def test_a_cached_kernel_for_another_cpu_is_not_compiled_again(tmp_path, run_python):
+    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    assert run_python(USE, tmp_path, **environment).split() == ["1", "True"]
+    assert run_python(USE, tmp_path, **environment).split() == ["0", "True"]
+
+
+def test_a_changed_source_of_a_kernel_makes_the_cache_stale(tmp_path, run_python):
+    package = Path(library.__file__).parent.parent
+    copy = shutil.copytree(
+        package, tmp_path / "sources" / package.name, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    path = {"PYTHONPATH": str(tmp_path / "sources")}
+    assert run_python(USE, tmp_path / "cache", **path).split()[0] == "1"
+    with (copy / "cpu" / "memory.py").open("a") as source:
+        source.write("# changed\n")
+    assert run_python(USE, tmp_path / "cache", **path).split()[0] == "1"
+    assert run_python(USE, tmp_path / "cache", **path).split()[0] == "0"
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:50] + b"?" + d[51:], lambda d: b""])
@@ -79,6 +103,18 @@ def test_progress_is_told_before_each_compilation():
     names = [KERNEL, "f16.dequantize", KERNEL]
     assert KernelLibrary(None).prepare(names, lambda *call: calls.append(call)) == 2
     assert calls == [(KERNEL, 0, 2), ("f16.dequantize", 1, 2)]
+
+
+def test_two_libraries_live_side_by_side(tmp_path, rng):
+    first, second = KernelLibrary(tmp_path), KernelLibrary(tmp_path)
+    kernels = [
+        ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 3)(x.address(KERNEL)) for x in (first, second)
+    ]
+    first.close()
+    x, out = rng.standard_normal(5, np.float32), np.zeros(5, np.float32)
+    kernels[1](x.ctypes.data, out.ctypes.data, 5)
+    np.testing.assert_array_equal(out, x)
+    second.close()
 
 
 def test_a_closed_library_loads_again():

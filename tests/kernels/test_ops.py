@@ -70,6 +70,16 @@ def test_quantize(rng, call_op, assert_same_bits, activation, n):
     assert np.isfinite(got[3:, 1:]).all()
 
 
+@pytest.mark.parametrize("activation", ["q8_0", "q8_1", "q8_k"])
+def test_quantize_the_smallest_and_the_largest(rng, call_op, assert_same_bits, activation):
+    x = normal(rng, 5, 256).clip(-3, 3) * np.float32([1e-44, 1e-40, 1e-36, 1e9, 1e38])[:, None]
+    activation = ActivationFormat(activation)
+    out = empty(5, activation.row_size(256), dtype=np.uint8)
+    sizes = {"n": 256, "out_stride": out.strides[0], "rows": 5}
+    call_op(f"activation.quantize_{activation.value}", structs.QUANTIZE, x=x, out=out, **sizes)
+    assert_same_bits(out, activations.quantize(activation, x))
+
+
 @pytest.mark.parametrize("n", [8, 33, 256, 300])
 def test_rms_norm(rng, call_op, assert_same_bits, n):
     x, weight, out, expected = normal(rng, 3, n), normal(rng, n), empty(3, n), empty(3, n)

@@ -80,6 +80,23 @@ SCRIPT = """if True:
             op("activation.quantize_" + kind.value, structs.QUANTIZE,
                {"x": x, "n": 256, "out": out, "out_stride": out.shape[1], "rows": n})
             results[kind.name + " activations"] = [digest(out), digest(activations.quantize(kind, x))]
+
+    # Every float16, and float32s at, between and beside them.
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    exact = halves.astype(np.float32)
+    out = np.zeros_like(exact)
+    call("f16.dequantize", halves, out, len(out))
+    results["f16 to f32"] = [digest(out), digest(exact)]
+    steps = np.sort(np.append(exact, np.float32([-65536, 65536])))
+    ties = (steps[1:] + steps[:-1]) / 2
+    beside = (np.nextafter(ties, np.float32(sign * np.inf)) for sign in (-1, 1))
+    x = np.concatenate([steps, ties, *beside])
+    out = np.zeros((1, len(x)), np.float16)
+    op("elementwise.kv_store_f16", structs.KV_STORE,
+       {"x": x, "cache": out, "n": len(x), "n_past": past, "rows": np.array([1], np.int64)})
+    with np.errstate(over="ignore"):
+        results["f32 to f16"] = [digest(out), digest(x.astype(np.float16))]
     print(json.dumps({"cpu": Target.host().cpu, "results": results}))
 """
 

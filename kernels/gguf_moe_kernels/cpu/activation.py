@@ -7,6 +7,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from gguf_moe_kernels import structs
+from gguf_moe_kernels.constants import SMALLEST_AMAX
 from gguf_moe_kernels.cpu.arithmetic import float_from_bits, round_even, to_float, to_int
 from gguf_moe_kernels.cpu.compile import op
 from gguf_moe_kernels.cpu.half import f16_to_f32, f32_to_f16
@@ -36,6 +37,12 @@ def largest(x, n):
 
 
 @njit
+def inverse_scale(amax):
+    """What turns a block's values into int8; 0 if amax is too small or NaN."""
+    return LIMIT / amax if amax >= SMALLEST_AMAX else ZERO
+
+
+@njit
 def quantize_block(x, n, inverse, out):
     """n int8 = round to even of x * inverse; their sum."""
     total = 0
@@ -54,7 +61,7 @@ def quantize_q8_0(args, chunk, thread):
     n, x, out = a.n, a.x + chunk * a.n * 4, a.out + chunk * a.out_stride
     for ib in range(n // 32):
         amax = largest(x + ib * 128, 32)
-        quantize_block(x + ib * 128, 32, LIMIT / amax if amax > ZERO else ZERO, out + ib * 32)
+        quantize_block(x + ib * 128, 32, inverse_scale(amax), out + ib * 32)
         store_f32(out + n, 4 * ib, round_f16(amax / LIMIT))
     return 1
 
@@ -70,7 +77,7 @@ def quantize_q8_1(args, chunk, thread):
     for ib in range(n // 32):
         amax = largest(x + ib * 128, 32)
         d = amax / LIMIT
-        total = quantize_block(x + ib * 128, 32, LIMIT / amax if amax > ZERO else ZERO, out + ib * 32)
+        total = quantize_block(x + ib * 128, 32, inverse_scale(amax), out + ib * 32)
         store_f32(scales, 4 * ib, round_f16(d))
         store_f32(sums, 4 * ib, round_f16(d * to_float(total)))
     return 1
@@ -86,9 +93,9 @@ def quantize_q8_k(args, chunk, thread):
     sums = scales + n // 256 * 4
     for ib in range(n // 256):
         amax = largest(x + ib * 1024, 256)
-        inverse = LIMIT / amax if amax > ZERO else ZERO
+        inverse = inverse_scale(amax)
         for j in range(16):
             at = 256 * ib + 16 * j
             store_i16(sums, at // 8, quantize_block(x + 4 * at, 16, inverse, out + at))
-        store_f32(scales, 4 * ib, ONE / inverse if amax > ZERO else amax)
+        store_f32(scales, 4 * ib, ONE / inverse if inverse > ZERO else amax - amax)
     return 1

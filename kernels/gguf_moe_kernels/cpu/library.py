@@ -41,8 +41,7 @@ class KernelLibrary:
 
     def address(self, name: str) -> int:
         """The address of a kernel; compiles it if neither this library nor the cache has it."""
-        if name not in self._addresses:
-            self._load(name, self._read(name) or self._compile(name))
+        self.prepare([name])
         return self._addresses[name]
 
     def prepare(self, names: Iterable[str], progress: Callable[[str, int, int], None] | None = None) -> int:
@@ -50,18 +49,17 @@ class KernelLibrary:
 
         progress(name, done, total) is called before each kernel that is compiled.
         """
-        missing = []
-        for name in dict.fromkeys(names):
-            if name in self._addresses:
-                continue
-            if code := self._read(name):
-                self._load(name, code)
-            else:
-                missing.append(name)
+        missing = self._load_cached(dict.fromkeys(names))
+        if missing:
+            # Numba may aim at another CPU than the host (NUMBA_CPU_NAME), and it alone knows.
+            self._target = Target.numba()
+            missing = self._load_cached(missing)
         for done, name in enumerate(missing):
             if progress:
                 progress(name, done, len(missing))
-            self._load(name, self._compile(name))
+            code = compiled_object(name, self._target)
+            self._write(name, code)
+            self._load(name, code)
         return len(missing)
 
     def close(self) -> None:
@@ -69,19 +67,24 @@ class KernelLibrary:
         self._addresses.clear()
         self._engines.clear()
 
+    def _load_cached(self, names: Iterable[str]) -> list[str]:
+        """Load those that the cache has; the rest, without those that are loaded already."""
+        missing = []
+        for name in names:
+            if name in self._addresses:
+                continue
+            if code := self._read(name):
+                self._load(name, code)
+            else:
+                missing.append(name)
+        return missing
+
     def _load(self, name: str, code: bytes) -> None:
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._target.machine())
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
         self._engines.append(engine)
         self._addresses[name] = engine.get_function_address(ENTRY_POINT)
-
-    def _compile(self, name: str) -> bytes:
-        # Numba may aim at another CPU than the host (NUMBA_CPU_NAME), and it alone knows.
-        self._target = Target.numba()
-        code = compiled_object(name, self._target)
-        self._write(name, code)
-        return code
 
     def _path(self, name: str) -> Path | None:
         return self._cache and self._cache / f"{name}-{self._target.cache_key}.o"

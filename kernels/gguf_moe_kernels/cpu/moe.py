@@ -51,7 +51,7 @@ def moe_topk(args, chunk, thread):
         for e in range(n_expert):
             store_f32(p, 4 * e, ONE / (ONE + exp(-load_f32(p, 4 * e))))
     choose(p, n_expert, k, ids)
-    # 0, or NaN if one of all experts is not finite: then the choice means nothing, and the output must show it.
+    # 0, or NaN if an expert is not finite: then the choice means nothing, and the output must show it.
     check = sum_f32(p, n_expert)
     check = check - check
     for j in range(k):

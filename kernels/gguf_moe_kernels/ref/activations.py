@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gguf_moe_kernels.activations import ActivationFormat
+from gguf_moe_kernels.constants import SMALLEST_AMAX
 from gguf_moe_kernels.ref.exact import ONE, quiet
 
 LIMIT = np.float32(127.0)
@@ -35,11 +36,11 @@ def quantize(activation: ActivationFormat, x: np.ndarray) -> np.ndarray:
     blocks = x.reshape(n_rows, n // block_size, block_size)
     largest = np.abs(blocks).max(axis=-1)
     largest = largest + (largest - largest)  # infinity becomes NaN
-    inverse = np.where(largest > 0, LIMIT / largest, np.float32(0.0))
+    inverse = np.where(largest >= SMALLEST_AMAX, LIMIT / largest, np.float32(0.0))
     q = _to_int32(np.rint(blocks * inverse[..., None]))
     planes = [q.astype(np.int8).reshape(n_rows, n)]
     if activation is ActivationFormat.Q8_K:
-        planes.append(np.where(largest > 0, ONE / inverse, largest))
+        planes.append(np.where(inverse > 0, ONE / inverse, largest - largest))
         planes.append(q.reshape(n_rows, n // 16, 16).sum(axis=-1).astype(np.int16))
     else:
         planes.append(_through_f16(largest / LIMIT))
