@@ -84,7 +84,8 @@ def add_bpe_vocabulary(writer: GGUFWriter, n_vocab: int | None) -> int:
 def add_spm_vocabulary(writer: GGUFWriter, n_vocab: int | None) -> int:
     """Mixtral 8x7B's vocabulary, or `n_vocab` tokens of it. Returns the number of tokens.
 
-    A short one holds the specials, the bytes, every ASCII character, and the most frequent ASCII pieces.
+    A short one holds the specials, the bytes, every ASCII character, every run of spaces and the frequent
+    ASCII pieces. All runs of spaces have one score: without some of them, their merges would be ambiguous.
     """
     try:
         import sentencepiece
@@ -94,10 +95,10 @@ def add_spm_vocabulary(writer: GGUFWriter, n_vocab: int | None) -> int:
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     ids = list(range(model.vocab_size()))
     if n_vocab:
-        ascii_ids = [i for i in ids[N_SPM_BASE:] if model.id_to_piece(i).replace("▁", " ").isascii()]
-        characters = [i for i in ascii_ids if len(model.id_to_piece(i)) == 1]
-        pieces = [i for i in ascii_ids if len(model.id_to_piece(i)) > 1]
-        ids = ids[:N_SPM_BASE] + sorted(characters + pieces[: n_vocab - N_SPM_BASE - len(characters)])
+        texts = {i: model.id_to_piece(i).replace("▁", " ") for i in ids[N_SPM_BASE:]}
+        needed = [i for i, text in texts.items() if text.isascii() and (len(text) == 1 or text.isspace())]
+        frequent = [i for i, text in texts.items() if text.isascii() and i not in needed]
+        ids = ids[:N_SPM_BASE] + sorted(needed + frequent[: n_vocab - N_SPM_BASE - len(needed)])
 
     def token_type(i: int) -> TokenType:
         if model.is_unknown(i):

@@ -26,7 +26,8 @@ def kv_kind(kv_type: str | None, weights: Weights) -> Kind:
     """The KV cache's element type: as asked, or F32 for a file of F32 matrices, else F16."""
     if kv_type is not None:
         return Kind(kv_type)
-    return Kind.F32 if weights["token_embd.weight"].qtype == GGMLType.F32 else Kind.F16
+    qtypes = {tensor.qtype for block in weights.blk for tensor in block.tensors.values()}
+    return Kind.F32 if qtypes == {GGMLType.F32} else Kind.F16
 
 
 def cache_bytes(hparams: HParams, n_ctx: int, kind: Kind) -> int:

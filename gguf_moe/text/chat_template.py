@@ -31,7 +31,7 @@ _MISTRAL = """{{ bos_token }}
 
 
 class ChatTemplate:
-    """A chat template. It is read when it is first rendered: a broken one does not stop other uses of a model."""
+    """A chat template. It is read when first rendered, so that a broken one does not stop other uses."""
 
     def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
         self.source = source
@@ -96,7 +96,7 @@ class ChatTemplate:
 
 
 def find_chat_template(metadata: Metadata, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The chat template of a file, or None. Early Mistral files have none and get the one they were made for."""
+    """The chat template of a file, or None. Early Mistral files lack theirs and get it here."""
     source = metadata.string(TEMPLATE_KEY, None)
     if source is None:
         if not _is_early_mistral(metadata):

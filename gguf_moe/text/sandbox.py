@@ -20,13 +20,13 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.runtime import Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-from jinja2.visitor import NodeTransformer
 
 from gguf_moe.errors import TemplateError
 from gguf_moe.text import budget as cost
+from gguf_moe.text import payments
 from gguf_moe.text.budget import Budget, size
 
-INPUT_FACTOR = 200
+INPUT_FACTOR = 400
 """Units for each unit that it takes to read the messages and tools once."""
 
 MAX_INPUT_UNITS = 1_000_000_000
@@ -36,9 +36,6 @@ MAX_NODES = 10_000
 
 MAX_WIDTH = 200
 """Characters that a template may pad or indent by."""
-
-# Names with a space cannot be written in a template.
-_SPEND, _COUNTED, _COMPARED, _SEARCHED, _MADE, _JOINED = (f"budget {i}" for i in range(6))
 
 
 def _words(text: str) -> frozenset[str]:
@@ -93,12 +90,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = self._tojson
         self.filters = {name: self._paid_filter(name, f) for name, f in self.filters.items()}
         self.filters |= {
-            _SPEND: budget.spend,
-            _COUNTED: budget.counted,
-            _COMPARED: lambda value: budget.walk(value, cost.READ),
-            _SEARCHED: self._searched,
-            _MADE: budget.make,
-            _JOINED: self._concatenate,
+            payments.SPEND: budget.spend,
+            payments.COUNTED: budget.counted,
+            payments.COMPARED: lambda value: budget.walk(value, cost.READ),
+            payments.SEARCHED: self._searched,
+            payments.MADE: budget.make,
+            payments.JOINED: self._concatenate,
         }
         self.tests = {
             name: self._paid_test(test) if name in _COMPARING_TESTS else test
@@ -109,7 +106,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         tree = super()._parse(source, name, filename)
         if sum(1 for _ in tree.find_all(nodes.Node)) > MAX_NODES:
             raise SecurityError(f"it has more than {MAX_NODES} nodes")
-        return _AddPayments().visit(tree)
+        return payments.AddPayments().visit(tree)
 
     def _output(self, value: Any) -> Any:
         if not isinstance(value, Undefined):
@@ -119,9 +116,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _searched(self, value: Any) -> Any:
         """Pay for `constant in value`."""
         if not isinstance(value, Mapping) and hasattr(value, "__len__"):
-            self.budget.spend(
-                cost.LOOKUP * len(value) if isinstance(value, list | tuple) else cost.READ * len(value)
-            )
+            each = cost.LOOKUP if isinstance(value, list | tuple) else cost.READ
+            self.budget.spend(each * len(value))
         return value
 
     def _concatenate(self, values: tuple[Any, ...]) -> str:
@@ -294,82 +290,6 @@ class Generation(Extension):
         """What stands between the tags."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _AddPayments(NodeTransformer):
-    """Makes loops, macros, comparisons, slices, `~` and lookups pay."""
-
-    def visit_For(self, node: nodes.For) -> nodes.For:
-        test_cost = cost.LOOKUP + _cost(node.test)
-        node.body.insert(0, _payment(_cost(*node.body)))
-        self.generic_visit(node)
-        node.iter = _filtered(node.iter, _COUNTED, nodes.Const(test_cost))
-        return node
-
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
-        node.body.insert(0, _payment(_cost(*node.body, *node.defaults)))
-        return self.generic_visit(node)
-
-    visit_CallBlock = visit_Macro
-
-    def visit_Block(self, node: nodes.Block) -> nodes.Node:
-        node.body.insert(0, _payment(_cost(*node.body)))
-        return self.generic_visit(node)
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        self.generic_visit(node)
-        first = node.ops[0]
-        if len(node.ops) == 1 and first.op not in ("in", "notin"):
-            if isinstance(node.expr, nodes.Const) != isinstance(first.expr, nodes.Const):
-                return node  # a comparison takes no longer than the smaller of the two
-        elif len(node.ops) == 1 and isinstance(node.expr, nodes.Const):
-            first.expr = _filtered(first.expr, _SEARCHED)
-            return node
-        node.expr = _filtered(node.expr, _COMPARED)
-        for operand in node.ops:
-            operand.expr = _filtered(operand.expr, _COMPARED)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(nodes.Tuple(node.nodes, "load"), _JOINED)
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        if isinstance(node.arg, nodes.Slice):
-            return _filtered(node, _MADE)
-        node.arg = _filtered(node.arg, _COMPARED)
-        return node
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
-        self.generic_visit(node)
-        for pair in node.items:
-            pair.key = _filtered(pair.key, _COMPARED)
-        return node
-
-
-def _filtered(node: Any, name: str, *args: nodes.Expr) -> nodes.Expr:
-    if isinstance(node, nodes.Const) and name == _COMPARED:
-        return node
-    return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
-
-
-def _payment(units: int) -> nodes.ExprStmt:
-    return nodes.ExprStmt(_filtered(nodes.Const(units), _SPEND))
-
-
-def _cost(*roots: nodes.Node | None) -> int:
-    """Units for one run through the nodes; what is in loops and macros pays again for itself."""
-    cost, pending = 0, [root for root in roots if root is not None]
-    while pending:
-        node = pending.pop()
-        cost += cost.STEP
-        if isinstance(node, nodes.TemplateData):
-            cost += cost.MAKE * size(node.data)
-        elif isinstance(node, nodes.List | nodes.Tuple | nodes.Dict):
-            cost += 10 * cost.STEP
-        pending.extend(node.iter_child_nodes())
-    return cost
 
 
 def _check_number(operator: str, left: int, right: int) -> None:
