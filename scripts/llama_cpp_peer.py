@@ -76,8 +76,8 @@ def _ask(python: str, request: dict[str, Any], directory: Path) -> dict[str, Any
     worker = subprocess.run([python, __file__, str(directory)], stderr=subprocess.PIPE, text=True)
     if worker.returncode:
         raise SystemExit(
-            f"llama.cpp's side ended with status {worker.returncode}. {python} (--peer-python) must have numpy and "
-            f"llama-cpp-python, and llama.cpp must read the file:\n{worker.stderr[-2000:]}"
+            f"llama.cpp's side ended with status {worker.returncode}; {python} (--peer-python) must have "
+            f"numpy and llama-cpp-python, and llama.cpp must read the file:\n{worker.stderr[-2000:]}"
         )
     return json.loads((directory / "answer.json").read_text())
 

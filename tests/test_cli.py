@@ -51,7 +51,8 @@ def test_only_the_text_goes_to_stdout(command):
     assert done.returncode == 0
     assert done.stdout.decode().endswith("\n")
     assert re.fullmatch(
-        r"prompt \d+ tokens, [\d.]+ tok/s; generated 8, [\d.]+ tok/s; first token [\d.]+ s\n", done.stderr.decode()
+        r"prompt \d+ tokens, [\d.]+ tok/s; generated 8, [\d.]+ tok/s; first token [\d.]+ s\n",
+        done.stderr.decode(),
     )
 
 

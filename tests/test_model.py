@@ -76,7 +76,7 @@ def test_a_full_context_ends_with_length(kernel_cache):
         assert generation.result.finish_reason == "length"
         # The last token needs no place of its own: nothing is computed from it.
         assert n_prompt + len(generation.result.token_ids) == 33
-        with pytest.raises(gguf_moe.ContextFullError, match="33 tokens.*holds 32"):
+        with pytest.raises(gguf_moe.ContextFullError, match=r"33 tokens.*holds 32"):
             model.generate([5] * 33)
 
 

@@ -1,4 +1,4 @@
-"""Parity with llama.cpp, by its stored outputs: the same algorithm on F32 files, as good numbers on quantized ones.
+"""Parity with llama.cpp by its stored outputs: the same algorithm on F32 files, as good numbers on quantized.
 
 Every fixture is taken that lies in tests/fixtures; its README says how they are made.
 """

@@ -16,15 +16,19 @@ from gguf_moe.errors import TemplateError
 T = TypeVar("T")
 
 UNITS = 200_000_000
+"""Some tenths of a second, or 50 MB of text."""
 
 STEP = 80  # one node of the template's syntax tree
-LOOKUP = 500  # one attribute or item, one test, or one element of a container that is walked
-CALL = 1500  # one call of a function, macro or filter
+LOOKUP = 500  # one operator, or one element of a container that is walked
+CALL = 1500  # one attribute or item, or one call of a function, macro or filter
 READ = 1  # a character that is compared or searched
 MAKE = 4  # a byte of text that is made
 HEAVY = 40  # a byte of what is escaped, sorted, or cut into many pieces
 ELEMENT = 80  # an element of a list that is made
 MAX_NUMBER_BITS = 4096
+
+MAX_DEPTH = 100
+"""Of nested lists: Python's own hash() of a tuple overflows the stack of a thread."""
 
 _CONTAINERS = (list, tuple, Set, Mapping)
 
@@ -53,6 +57,8 @@ class Budget:
         element = max(LOOKUP, 50 * rate)
         pending: list[Iterator[Any]] = [iter((value,))]
         while pending:
+            if len(pending) > MAX_DEPTH:
+                raise TemplateError(f"The chat template works on lists nested more than {MAX_DEPTH} deep.")
             for item in pending[-1]:
                 if isinstance(item, str):
                     self.spend(element + rate * size(item))
@@ -80,6 +86,8 @@ class Budget:
         """Spend what a new text or container costs, without its elements' own contents; the value."""
         if isinstance(value, str):
             self.spend(MAKE * size(value))
+        elif isinstance(value, Mapping):
+            self.spend(3 * ELEMENT * len(value))
         elif isinstance(value, Sized):
             self.spend(ELEMENT * len(value))
         return value

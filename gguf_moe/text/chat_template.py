@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gguf_moe.checkpoint.metadata import Metadata
-from gguf_moe.errors import TemplateError
+from gguf_moe.errors import OptionError, TemplateError
 from gguf_moe.text.tokenizer import MAX_TEXT_LENGTH, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 
@@ -25,7 +27,7 @@ _MISTRAL = """{{ bos_token }}
         {{- '[INST] ' + ns.system + message.content + ' [/INST]' }}
         {%- set ns.system = '' %}
     {%- else %}
-        {{- message.content + eos_token }}
+        {{- ' ' + message.content + eos_token }}
     {%- endif %}
 {%- endfor %}"""
 
@@ -95,12 +97,29 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def find_chat_template(metadata: Metadata, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The chat template of a file, or None. Early Mistral files lack theirs and get it here."""
-    source = metadata.string(TEMPLATE_KEY, None)
+def find_chat_template(
+    metadata: Metadata, tokenizer: Tokenizer, *, name: str | None = None
+) -> ChatTemplate | None:
+    """The chat template of a file, or None. Early Mistral files lack theirs and get it here.
+
+    `name` asks for one of the further templates that some files have, such as "tool_use" or "rag". Raises
+    OptionError when the file has none of that name.
+    """
+    if name not in (None, "default"):
+        source = metadata.string(f"{TEMPLATE_KEY}.{name}", None)
+        if source is None:
+            prefix = TEMPLATE_KEY + "."
+            names = [key.removeprefix(prefix) for key in metadata if key.startswith(prefix)]
+            raise OptionError(
+                f"{metadata.path} has no chat template named {name!r}; it has "
+                f"{', '.join(sorted(names)) or 'no named ones'}."
+            )
+    else:
+        source = metadata.string(TEMPLATE_KEY, None)
     if source is None:
         if not _is_early_mistral(metadata):
             return None
+        logger.warning("%s has no chat template; the one of Mixtral Instruct is used.", metadata.path)
         source = _MISTRAL
     return ChatTemplate(
         source,
@@ -110,9 +129,13 @@ def find_chat_template(metadata: Metadata, tokenizer: Tokenizer) -> ChatTemplate
 
 
 def _is_early_mistral(metadata: Metadata) -> bool:
-    names = " ".join(metadata.string(key, "") for key in ("general.name", "general.basename"))
-    return metadata.string("general.architecture", "") == "llama" and bool(
-        re.search("mistral|mixtral", names, re.IGNORECASE)
+    """Whether a file is of Mistral's own instruction models; models made from them have other templates."""
+    keys = ("general.name", "general.basename", "general.finetune")
+    names = " ".join(metadata.string(key, "") for key in keys).lower()
+    return (
+        metadata.string("general.architecture", "") == "llama"
+        and ("mistral" in names or "mixtral" in names)
+        and "instruct" in names
     )
 
 

@@ -17,7 +17,7 @@ SPEND, COUNTED, COMPARED, SEARCHED, MADE, JOINED = (f"budget {i}" for i in range
 
 
 class AddPayments(NodeTransformer):
-    """Makes loops, macros, comparisons, slices, `~` and lookups pay."""
+    """Makes loops, macros, starred arguments, comparisons, slices, `~` and lookups pay."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         test_cost = cost.LOOKUP + _cost(node.test)
@@ -48,6 +48,12 @@ class AddPayments(NodeTransformer):
         node.expr = _filtered(node.expr, COMPARED)
         for operand in node.ops:
             operand.expr = _filtered(operand.expr, COMPARED)
+        return node
+
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:
+        self.generic_visit(node)
+        if node.dyn_args is not None:
+            node.dyn_args = _filtered(node.dyn_args, COUNTED, nodes.Const(cost.LOOKUP))
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:

@@ -154,17 +154,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """`obj.attribute`."""
-        self.budget.spend(cost.LOOKUP)
+        self.budget.spend(cost.CALL)
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """`obj[argument]`."""
-        self.budget.spend(cost.LOOKUP)
+        self.budget.spend(cost.CALL)
         return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Whether a template may read the attribute; of the methods of str only those that are known."""
-        if isinstance(obj, str) and attr not in _STRING_METHODS:
+        """Whether a template may read it: of a number nothing, of a str only the methods that can be paid."""
+        if isinstance(obj, int | float | bytes) or (isinstance(obj, str) and attr not in _STRING_METHODS):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
@@ -182,10 +182,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return paid
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call from the template."""
+        """A call from the template. Macros pay in their bodies, and for iterators when they use them up."""
         self = __self
         self.budget.spend(cost.CALL + cost.LOOKUP * (len(args) + len(kwargs)))
         owner = getattr(__obj, "__self__", None)
+        if not isinstance(__obj, Macro):
+            args = tuple([list(arg) if isinstance(arg, Iterator) else arg for arg in args])
         if isinstance(owner, str):
             self._pay_string_method(owner, __obj.__name__, args, kwargs)
         elif isinstance(owner, list | tuple | Mapping):
@@ -228,7 +230,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if name in _LAZY_FILTERS:
                 value = self.budget.counted(value, cost.CALL) if value else value
             elif name == "list":
-                self.budget.make(value)
+                self.budget.spend(cost.ELEMENT * len(value) if hasattr(value, "__len__") else 0)
             elif name not in _CHEAP_FILTERS:
                 if isinstance(value, Iterator):
                     value = [self.budget.walk(item, rate) for item in value]

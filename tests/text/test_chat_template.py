@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gguf_moe.checkpoint.metadata import Metadata
-from gguf_moe.errors import TemplateError
+from gguf_moe.errors import OptionError, TemplateError
 from gguf_moe.text.chat_template import MAX_SOURCE_LENGTH, ChatTemplate, find_chat_template
 
 QUESTION = [{"role": "user", "content": "Hi <b> \u4f60"}]
@@ -37,9 +37,10 @@ class NoTokens:
         return {1: b"<s>"}[token_id]
 
 
-def find(**values):
+def find(name=None, **values):
     keys = {key.replace("__", "."): value for key, value in values.items()}
-    return find_chat_template(Metadata(Path("m.gguf"), keys, dict.fromkeys(keys, "str")), NoTokens())
+    metadata = Metadata(Path("m.gguf"), keys, dict.fromkeys(keys, "str"))
+    return find_chat_template(metadata, NoTokens(), name=name)
 
 
 def test_chatml():
@@ -60,7 +61,8 @@ def test_statements_leave_no_blank_lines():
 
 
 def test_loops_can_be_left_early():
-    source = "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% elif i > 3 %}{% break %}{% endif %}{{ i }}{% endfor %}"
+    leave = "{% if i == 1 %}{% continue %}{% elif i > 3 %}{% break %}{% endif %}"
+    source = "{% for i in range(9) %}" + leave + "{{ i }}{% endfor %}"
     assert render(source) == "023"
 
 
@@ -156,7 +158,27 @@ def test_a_file_without_a_template_has_none():
 
 def test_early_mistral_files_get_their_template():
     template = find(general__architecture="llama", general__name="mistralai_Mixtral-8x7B-Instruct-v0.1")
-    assert template.render(CONVERSATION) == "<s>[INST] Be brief.\n\n2+2? [/INST]4[INST] Thanks [/INST]"
+    assert template.render(CONVERSATION) == "<s>[INST] Be brief.\n\n2+2? [/INST] 4[INST] Thanks [/INST]"
+
+
+@pytest.mark.parametrize(
+    "name", ["mistralai_mixtral-8x7b-v0.1", "dolphin-2.5-mixtral-8x7b", "Llama-2-7b-Instruct"]
+)
+def test_other_files_do_not_get_it(name):
+    assert find(general__architecture="llama", general__name=name) is None
+
+
+def test_named_templates():
+    keys = {"tokenizer__chat_template": "plain", "tokenizer__chat_template__tool_use": "tools"}
+    assert [find(name, **keys).source for name in (None, "default", "tool_use")] == [
+        "plain",
+        "plain",
+        "tools",
+    ]
+    with pytest.raises(OptionError, match="no chat template named 'rag'; it has tool_use"):
+        find("rag", **keys)
+    with pytest.raises(OptionError, match="it has no named ones"):
+        find("rag", tokenizer__chat_template="plain")
 
 
 def test_a_long_conversation_fits_the_budget():
@@ -174,12 +196,14 @@ LARGE = "{% set a = 'a' * 1000000 %}"
 # Lists that hold the one before twice: their printed form is 2 ** 60 long.
 SHARED = "{% set a = (1,) %}{% set b = (1,) %}" + "{% set a = (a, a) %}{% set b = (b, b) %}" * 60
 
+NESTED = "{% set ns = namespace(x=(1,)) %}"
+
 ATTACKS = {
     "loops": LOOP % (LOOP % (LOOP % "")),
     "loops with a test": "{% for i in range(99999) if false %}{% endfor %}" * 1000,
     "recursive loop": "{% for i in range(3) recursive %}{{ loop(range(3)) }}{% endfor %}",
     "recursive macro": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "doubling macro": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(99) }}",
+    "doubling macro": "{% macro m(n) %}{{ m(n-1) ~ m(n-1) if n }}{% endmacro %}{{ m(99) }}",
     "doubling calls": "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}"
     + "{% call m() %}" * 40 + "x" + "{% endcall %}" * 40,
     "recursive block": "{% block a %}{{ self.a() }}{% endblock %}",
@@ -211,7 +235,11 @@ ATTACKS = {
     "replace nothing": LARGE + "{{ a | replace('', a) }}",
     "join": LARGE + "{{ range(90000) | join(a) }}",
     "join method": LARGE + "{{ a.join(a) }}",
-    "split": "{% set ns = namespace(x=[]) %}" + LARGE + LOOP % "{% set ns.x = [ns.x, a.split('a')] %}",
+    "join method of an iterator": LARGE + "{{ a.join(['b'] * 90000 | select) }}",
+    "list of characters": NESTED + LARGE + LOOP % "{% set ns.x = [ns.x, a | list] %}",
+    "bytes of a number": "{{ (1).to_bytes(10 ** 9, 'big') }}",
+    "starred text": LARGE + "{{ namespace(*(a * 20)) }}",
+    "split": NESTED + LARGE + LOOP % "{% set ns.x = [ns.x, a.split('a')] %}",
     "json indent": "{{ [1, 2] | tojson(indent=10 ** 9) }}",
     "json separators": LARGE + "{{ range(9999) | list | tojson(separators=(a, a)) }}",
     "output": LARGE + LOOP % "{{ a }}",
@@ -227,6 +255,9 @@ ATTACKS = {
     "shared lists as keys": SHARED + "{{ {a: 1} }}",
     "shared lists looked up": SHARED + "{{ {}[a] }}{{ {}.get(a) }}",
     "shared lists as attributes": SHARED + "{{ [{}] | map(attribute=a) | list }}",
+    "shared lists in an iterator": SHARED + "{{ dict([[a, 1]] | select) }}",
+    "deep lists": NESTED + LOOP % "{% set ns.x = (ns.x,) %}" + "{{ {ns.x: 1} }}",
+    "deep iterators": NESTED + LOOP % "{% set ns.x = ns.x | map('int') %}" + "{{ ns.x | list }}",
     "date": "{{ strftime_now('%1000000000d') }}",
     "lipsum": "{{ lipsum(n=10 ** 6) }}",
     "a payment taken back": "{{ [-10 ** 15] | map('budget 0') | list }}" + LOOP % (LOOP % ""),
