@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import pydoc_data.topics
+import signal
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -248,6 +249,8 @@ def main() -> None:
     for path in (args.model, args.peer_model, args.truth, args.perplexity):
         if path and not path.is_file():
             raise SystemExit(f"{path}: no such file")
+    # Without this, a terminated comparison leaves its worker and its directory behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="compare-llama-cpp-") as name:
         directory = Path(name)
         inputs = make_inputs(args, directory)

@@ -219,7 +219,7 @@ def find_pre_tokenizer(metadata: Metadata, pre: str | None = None) -> PreTokeniz
         if pre not in PRE_TOKENIZERS:
             raise OptionError(f"There is no pre-tokenizer named {pre!r}; {_names_like(pre)}.")
         return PRE_TOKENIZERS[pre]
-    name = metadata.string(PRE_KEY, "default")
+    name = metadata.string(PRE_KEY, "default") or "default"
     if name not in PRE_TOKENIZERS:
         raise UnsupportedModelError(
             f"{metadata.path}: {PRE_KEY} is {name[:80]!r}, a pre-tokenizer that is not implemented; "

@@ -12,19 +12,17 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension
 from jinja2.runtime import Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-from gguf_moe.errors import TemplateError
 from gguf_moe.text import budget as cost
 from gguf_moe.text import payments
 from gguf_moe.text.budget import Budget, size
+from gguf_moe.text.template_functions import Generation, from_json, raise_exception, strftime_now
 
 INPUT_FACTOR = 400
 """Units for each unit that it takes to read the messages and tools once."""
@@ -33,6 +31,9 @@ MAX_INPUT_UNITS = 1_000_000_000
 
 MAX_NODES = 10_000
 """Size of a template's syntax tree, which takes time to compile. The largest in use have 1,500."""
+
+MAX_PRECISION = 50
+"""Decimal digits that a template may round to."""
 
 MAX_WIDTH = 200
 """Characters that a template may pad or indent by."""
@@ -48,7 +49,8 @@ _REMOVED_FILTERS = _words(
 _LAZY_FILTERS = _words("map reject rejectattr select selectattr")
 _CHEAP_FILTERS = _words("attr count d default first items last length random")
 _HEAVY_FILTERS = _words(
-    "capitalize dictsort e escape forceescape groupby indent max min sort title tojson unique urlencode"
+    "capitalize dictsort e escape forceescape from_json groupby indent max min sort title tojson unique "
+    "urlencode"
 )
 _COMPARING_TESTS = _words(
     "!= < <= == > >= divisibleby eq equalto filter ge greaterthan gt in le lessthan lower lt ne test upper"
@@ -61,6 +63,8 @@ _STRING_METHODS = _words(
     "splitlines startswith strip swapcase title upper zfill"
 )
 _PADDING_METHODS = _words("center ljust rjust zfill")
+# They may compare each character of the text with each of the argument.
+_SLOW_METHODS = _words("lstrip rfind rindex rpartition rsplit rstrip strip")
 _LOOKUP_METHODS = _words("get items keys values")
 
 # A width of three digits, a width taken from the arguments.
@@ -84,10 +88,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         )
         self.budget = budget
         del self.globals["lipsum"]
-        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
         for name in _REMOVED_FILTERS:
             del self.filters[name]
-        self.filters["tojson"] = self._tojson
+        self.filters |= {"tojson": self._tojson, "from_json": from_json}
         self.filters = {name: self._paid_filter(name, f) for name, f in self.filters.items()}
         self.filters |= {
             payments.SPEND: budget.spend,
@@ -213,6 +217,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
             n_pieces = text.count(separator) + 1 if separator else len(text)
             self.budget.spend(cost.ELEMENT * n_pieces)
 
+        if name in _SLOW_METHODS:
+            self._pay_slow_search(text, *args[:1], **kwargs)
+
+    def _pay_slow_search(self, text: str, sought: Any = None, **kwargs: Any) -> None:
+        for argument in (sought, *kwargs.values()):
+            if isinstance(argument, str):
+                self.budget.spend(cost.READ * len(text) * len(argument))
+
     def _pay_replace(self, text: str, old: Any = "", new: Any = "") -> None:
         self.budget.spend(cost.MAKE * size(str(new)) * text.count(str(old)))
 
@@ -251,8 +263,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif name == "join" and hasattr(value, "__len__"):
             separator = rest[0] if rest else kwargs.get("d", "")
             self.budget.spend(cost.MAKE * size(str(separator)) * len(value))
+        elif name == "trim":
+            self._pay_slow_search(str(value), *rest[:1], **kwargs)
         elif name == "int" and len(str(value)) > 1000:
             raise SecurityError("a number is too large")
+        elif name == "round":
+            _check_precision(rest[0] if rest else kwargs.get("precision", 0))
         elif name == "sum" and (len(rest) > 1 or "start" in kwargs):
             raise SecurityError("the filter sum takes no start value here")
 
@@ -283,17 +299,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return "".join([self.budget.make(chunk) for chunk in encoder.iterencode(value)])
 
 
-class Generation(Extension):
-    """{% generation %} marks the model's own words for training; here it has no effect."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> list[nodes.Node]:
-        """What stands between the tags."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
 def _check_number(operator: str, left: int, right: int) -> None:
     bits = left.bit_length()
     if operator == "*":
@@ -304,19 +309,14 @@ def _check_number(operator: str, left: int, right: int) -> None:
         raise SecurityError("a number is too large")
 
 
+def _check_precision(precision: Any) -> None:
+    if abs(precision) > MAX_PRECISION:
+        raise SecurityError(f"a number is rounded to more than {MAX_PRECISION} digits")
+
+
 def _check_width(width: Any) -> None:
     if (width if isinstance(width, int) else len(str(width))) > MAX_WIDTH:
         raise SecurityError(f"a text is padded by more than {MAX_WIDTH} characters")
-
-
-def _raise_exception(message: Any = "") -> None:
-    raise TemplateError(f"The chat template refuses the messages: {str(message)[:1000]}")
-
-
-def _strftime_now(format: str) -> str:
-    if len(format) > 100 or re.search(r"\d{3}", format):
-        raise SecurityError("the format of strftime_now is too long")
-    return datetime.now().strftime(format)
 
 
 def compile_template(source: str) -> Any:

@@ -11,7 +11,6 @@ _SPECIAL_TYPES = (*_CONTROL_TYPES, TokenType.USER_DEFINED)
 
 _PREFIX_LENGTH = 3
 
-# What isspace() of the C locale accepts.
 _SPACES = " \t\n\v\f\r"  # what isspace() of the C locale accepts
 
 
@@ -30,8 +29,7 @@ class SpecialTokens:
         self._ids = {text: vocabulary.ids[text] for text in texts}
         self._always = {text for text in texts if vocabulary.types[self._ids[text]] not in _CONTROL_TYPES}
         self._swallow_spaces = swallow_spaces
-        # A text with none of a vocabulary's thousands of unused tokens is searched only for their few
-        # beginnings.
+        # Some vocabularies have thousands of unused tokens: a text is searched for their beginnings first.
         self._by_prefix: dict[str, list[str]] = {}
         for text in texts:
             self._by_prefix.setdefault(text[:_PREFIX_LENGTH], []).append(text)

@@ -72,7 +72,7 @@ def test_sentencepiece_has_none(tokenizer_of, spm_values):
         tokenizer_of(spm_values(), pre="qwen2")
 
 
-@pytest.mark.parametrize("pre", [None, "default"])
+@pytest.mark.parametrize("pre", [None, "", "default"])
 def test_a_file_without_a_name_works_with_a_warning(tokenizer_of, bpe_values, caplog, pre):
     tokenizer = tokenizer_of(bpe_values(pre=pre))
     assert tokenizer.decode(tokenizer.encode("hello, 12345")) == "hello, 12345"
