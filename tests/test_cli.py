@@ -65,6 +65,13 @@ def test_a_prompt_comes_as_argument_option_or_stdin(command):
     assert len(texts) == 1
 
 
+def test_without_a_model_the_demo_writes_and_says_so(command):
+    done = command("generate", "Once upon a time", "-n", "12", "--temp", "0")
+    assert done.returncode == 0
+    assert len(done.stdout.split()) > 4
+    assert b"the demo model writes" in done.stderr
+
+
 def test_json_is_one_object_with_everything(command):
     out = json.loads(command(*generate(PROMPT, "--json")).stdout)
     assert set(out) == {"text", "token_ids", "prompt_token_ids", "finish_reason", "timings"}
@@ -121,7 +128,6 @@ def test_errors_are_one_sentence_and_exit_code_1(command, arguments, message):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("generate", "x"),
         ("generate", "-m", FIXTURE),
         ("generate", "-m", FIXTURE, "a", "-p", "b"),
         ("generate", "-m", FIXTURE, "a", "--temp", "-1"),

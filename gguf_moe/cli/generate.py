@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import gguf_moe
 from gguf_moe.cli.common import (
     ProgressLine,
     json_option,
     load,
-    model_option,
     print_json,
     read_text,
     runtime_options,
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
     from gguf_moe.model import Generation, Model
 
 
+DEMO_MODEL = Path(gguf_moe.__file__).parent / "models" / "demo.gguf"
+
+
 @click.command()
 @click.argument("prompt", required=False)
-@model_option
+@click.option(
+    "-m", "--model", "path", metavar="FILE", help="GGUF file.  [default: the demo model, simple stories]"
+)
 @click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The same as PROMPT.")
 @click.option("-n", "--n-predict", "max_tokens", type=click.IntRange(0), help="Stop after so many tokens.")
 @click.option("--temp", default=0.8, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
@@ -38,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def generate(
     prompt: str | None,
-    path: str,
+    path: str | None,
     prompt_option: str | None,
     max_tokens: int | None,
     temp: float,
@@ -58,6 +64,11 @@ def generate(
 
     if (prompt is None) == (prompt_option is None):
         raise click.UsageError("Give one prompt, as PROMPT or with -p (`-` reads stdin).")
+    if path is None:
+        path = str(DEMO_MODEL)
+        click.echo(
+            "No model was given (-m FILE): the demo model writes, which knows simple stories.", err=True
+        )
     text = read_text(prompt if prompt is not None else prompt_option)
     sampling = Sampling(temp, top_k, top_p, min_p, repeat_penalty, seed=seed)
     progress = ProgressLine()
