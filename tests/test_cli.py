@@ -228,6 +228,7 @@ def test_ctrl_c_ends_soon_with_130(kernel_cache, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(kernel_cache),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
     )
     time.sleep(4)
     process.send_signal(signal.SIGINT)
