@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from numba import carray, njit
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.cpu.arithmetic import ONE, fma, silu, sqrt, to_float
-from gguf_moe_kernels.cpu.compile import op
+from gguf_moe_kernels.cpu.compile import Kernel, op
 from gguf_moe_kernels.cpu.dot import dot_f32
 from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, make_call, store_f16, store_f32
 
@@ -60,26 +63,24 @@ def rope(args, chunk, thread):
     return 1
 
 
-@op(structs.KV_STORE)
-def kv_store_f16(args, chunk, thread):
-    a = carray(args, 1)[0]
-    if chunk >= load_i64(a.rows, 0):
-        return 0
-    n, x, cache = a.n, a.x + chunk * 4 * a.n, a.cache + (load_i64(a.n_past, 0) + chunk) * 2 * a.n
-    for i in range(n):
-        store_f16(cache, 2 * i, load_f32(x, 4 * i))
-    return 1
+def make_kv_store(store: Callable[..., Any], size: int) -> Kernel:
+    """The kv_store op for a cache whose elements have `size` bytes."""
+
+    @op(structs.KV_STORE)
+    def kv_store(args, chunk, thread):
+        a = carray(args, 1)[0]
+        if chunk >= load_i64(a.rows, 0):
+            return 0
+        n, x, cache = a.n, a.x + chunk * 4 * a.n, a.cache + (load_i64(a.n_past, 0) + chunk) * size * a.n
+        for i in range(n):
+            store(cache, size * i, load_f32(x, 4 * i))
+        return 1
+
+    return kv_store
 
 
-@op(structs.KV_STORE)
-def kv_store_f32(args, chunk, thread):
-    a = carray(args, 1)[0]
-    if chunk >= load_i64(a.rows, 0):
-        return 0
-    n, x, cache = a.n, a.x + chunk * 4 * a.n, a.cache + (load_i64(a.n_past, 0) + chunk) * 4 * a.n
-    for i in range(n):
-        store_f32(cache, 4 * i, load_f32(x, 4 * i))
-    return 1
+kv_store_f16 = make_kv_store(store_f16, 2)
+kv_store_f32 = make_kv_store(store_f32, 4)
 
 
 @op(structs.SWIGLU)
