@@ -1,10 +1,14 @@
 """The three int8 formats of activations, and which one meets which weight type (as in ggml-cpu.c).
 
-A row of n activations is stored as planes, one after the other, and padded to a multiple of 64 bytes:
+A row of n activations is stored as planes, one after the other, each for a whole number of four blocks
+(n4 is n rounded up to that), and padded to a multiple of 64 bytes:
 
-    Q8_0   int8 [n], f32 scale [n / 32]
-    Q8_1   int8 [n], f32 scale [n / 32], f32 sum [n / 32]      sum = scale * (sum of the block's int8)
-    Q8_K   int8 [n], f32 scale [n / 256], i16 sum [n / 16]     sum of 16 int8
+    Q8_0   int8 [n4], f32 scale [n4 / 32], i32 sum [n4 / 32]     sum of the block's int8
+    Q8_1   int8 [n4], f32 scale [n4 / 32], f32 sum [n4 / 32]     scale * (sum of the block's int8)
+    Q8_K   int8 [n4], f32 scale [n4 / 256], i16 sum [n4 / 1024, 8, 4, 2]
+
+A sum of Q8_K is of 16 int8: number [f, j, m, i] those from 32 j + 16 i on in block 4 f + m. So the sums that
+16 lanes of a kernel need together lie together.
 
 The scales of Q8_0 and Q8_1 and the sums of Q8_1 are rounded to float16, as llama.cpp stores them.
 """
@@ -28,12 +32,15 @@ class ActivationFormat(enum.Enum):
         """Bytes of one row of n activations; n is a multiple of the block size: 32, or 256 for Q8_K."""
         if self is ActivationFormat.F32:
             return 4 * n
-        planes = {
-            ActivationFormat.Q8_0: n + n // 32 * 4,
-            ActivationFormat.Q8_1: n + n // 32 * 8,
-            ActivationFormat.Q8_K: n + n // 256 * 4 + n // 16 * 2,
-        }
-        return -(-planes[self] // 64) * 64
+        block_size = self.block_size
+        fours = -(-n // (4 * block_size))
+        sums = 128 if self is ActivationFormat.Q8_K else 16
+        return -(-fours * (4 * block_size + 16 + sums) // 64) * 64
+
+    @property
+    def block_size(self) -> int:
+        """Activations with one scale, in the int8 formats."""
+        return 256 if self is ActivationFormat.Q8_K else 32
 
 
 _T = GGMLType

@@ -11,7 +11,7 @@ from gguf_moe_kernels.constants import SMALLEST_AMAX
 from gguf_moe_kernels.cpu.arithmetic import float_from_bits, round_even, to_float, to_int
 from gguf_moe_kernels.cpu.compile import op
 from gguf_moe_kernels.cpu.half import f16_to_f32, f32_to_f16
-from gguf_moe_kernels.cpu.memory import load_f32, load_i64, load_u32, store_f32, store_i8, store_i16
+from gguf_moe_kernels.cpu.memory import load_f32, load_i64, load_u32, store_f32, store_i8, store_i16, store_i32
 
 ZERO, ONE, LIMIT = np.float32(0.0), np.float32(1.0), np.float32(127.0)
 
@@ -59,10 +59,13 @@ def quantize_q8_0(args, chunk, thread):
     if chunk >= load_i64(a.rows, 0):
         return 0
     n, x, out = a.n, a.x + chunk * a.n * 4, a.out + chunk * a.out_stride
+    fours = (n // 32 + 3) // 4
+    scales = out + 128 * fours
     for ib in range(n // 32):
         amax = largest(x + ib * 128, 32)
-        quantize_block(x + ib * 128, 32, inverse_scale(amax), out + ib * 32)
-        store_f32(out + n, 4 * ib, round_f16(amax / LIMIT))
+        total = quantize_block(x + ib * 128, 32, inverse_scale(amax), out + ib * 32)
+        store_f32(scales, 4 * ib, round_f16(amax / LIMIT))
+        store_i32(scales + 16 * fours, 4 * ib, total)
     return 1
 
 
@@ -72,14 +75,14 @@ def quantize_q8_1(args, chunk, thread):
     if chunk >= load_i64(a.rows, 0):
         return 0
     n, x, out = a.n, a.x + chunk * a.n * 4, a.out + chunk * a.out_stride
-    scales = out + n
-    sums = scales + n // 32 * 4
+    fours = (n // 32 + 3) // 4
+    scales = out + 128 * fours
     for ib in range(n // 32):
         amax = largest(x + ib * 128, 32)
         d = amax / LIMIT
         total = quantize_block(x + ib * 128, 32, inverse_scale(amax), out + ib * 32)
         store_f32(scales, 4 * ib, round_f16(d))
-        store_f32(sums, 4 * ib, round_f16(d * to_float(total)))
+        store_f32(scales + 16 * fours, 4 * ib, round_f16(d * to_float(total)))
     return 1
 
 
@@ -89,13 +92,14 @@ def quantize_q8_k(args, chunk, thread):
     if chunk >= load_i64(a.rows, 0):
         return 0
     n, x, out = a.n, a.x + chunk * a.n * 4, a.out + chunk * a.out_stride
-    scales = out + n
-    sums = scales + n // 256 * 4
+    fours = (n // 256 + 3) // 4
+    scales = out + 1024 * fours
     for ib in range(n // 256):
         amax = largest(x + ib * 1024, 256)
         inverse = inverse_scale(amax)
+        sums = scales + 16 * fours + ib // 4 * 128 + ib % 4 * 4
         for j in range(16):
             at = 256 * ib + 16 * j
-            store_i16(sums, at // 8, quantize_block(x + 4 * at, 16, inverse, out + at))
+            store_i16(sums, j // 2 * 16 + j % 2 * 2, quantize_block(x + 4 * at, 16, inverse, out + at))
         store_f32(scales, 4 * ib, ONE / inverse if inverse > ZERO else amax - amax)
     return 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from gguf_moe_kernels.cpu.compile import kernel
 from gguf_moe_kernels.cpu.dot import make_dot_float
 from gguf_moe_kernels.cpu.memory import load_bf16, store_f32
-from gguf_moe_kernels.cpu.tile import make_tile
+from gguf_moe_kernels.cpu.tile import make_float_tile
 from gguf_moe_kernels.cpu.vector import load_bf16x32
 
-tile = make_tile(make_dot_float(load_bf16x32, load_bf16, 2))
+tile = make_float_tile(make_dot_float(load_bf16x32, load_bf16, 2))
 
 
 @kernel

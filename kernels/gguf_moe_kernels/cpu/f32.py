@@ -5,9 +5,9 @@ from __future__ import annotations
 from gguf_moe_kernels.cpu.compile import kernel
 from gguf_moe_kernels.cpu.dot import dot_f32
 from gguf_moe_kernels.cpu.memory import load_f32, store_f32
-from gguf_moe_kernels.cpu.tile import make_tile
+from gguf_moe_kernels.cpu.tile import make_float_tile
 
-tile = make_tile(dot_f32)
+tile = make_float_tile(dot_f32)
 
 
 @kernel

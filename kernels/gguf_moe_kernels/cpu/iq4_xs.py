@@ -8,48 +8,41 @@ from __future__ import annotations
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.arithmetic import fma, to_float
-from gguf_moe_kernels.cpu.compile import kernel
-from gguf_moe_kernels.cpu.dot import make_dot_blocks
-from gguf_moe_kernels.cpu.iq4_nl import lookup
-from gguf_moe_kernels.cpu.memory import load_f16, load_u8, load_u16
+from gguf_moe_kernels.cpu.block import Layout, gather_u32, make_dequantize, store_d, store_scales
+from gguf_moe_kernels.cpu.iq4_nl import VALUES
+from gguf_moe_kernels.cpu.simd import make_lookup
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import dot_i8_i8, join_halves, load_i8x16, load_i8x32, scale, store_f32x32
+from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x16, low_f16, shifted_twice
 
-TYPE_SIZE = 136
-
-
-@njit
-def quants(w, j):
-    """The 32 weights of group j as signed bytes."""
-    packed = load_i8x16(w, 8 + 16 * j)
-    return lookup(join_halves(packed & 15, packed >> 4))
+LAYOUT = Layout(block_size=256, type_size=136, is_signed=True, has_signed_scales=True)
+lookup = make_lookup(VALUES)
 
 
 @njit
-def group_scale(w, j):
-    """The scale of group j, -32..31."""
-    low = load_u8(w, 4 + j // 2) >> (4 * (j % 2)) & 15
-    high = load_u16(w, 2) >> (2 * j) & 3
-    return (low | (high << 4)) - 32
+def unpack_header(places, apart, header):
+    first = gather_u32(places, apart, 0)
+    store_d(header, low_f16(first))
+    high = first >> 16
+    low = gather_u32(places, apart, 4)
+    # Every second nibble of `low` and two bits of `high` for each byte of four scales.
+    for c in range(2):
+        nibbles = low >> (16 * c)
+        pairs = high >> (8 * c)
+        scales = (nibbles & 0xF) | (nibbles << 4 & 0xF00) | (nibbles << 8 & 0xF0000) | (nibbles << 12 & 0xF000000)
+        scales = scales | (pairs << 4 & 0x30)
+        scales = scales | (pairs << 10 & 0x3000)
+        scales = scales | (pairs << 16 & 0x300000)
+        scales = scales | (pairs << 22 & 0x30000000)
+        store_scales(header, c, as_bytes(scales) - 32)
 
 
 @njit
-def add_block(acc, w, q, d, sums):
-    total = 0
-    for j in range(8):
-        total += group_scale(w, j) * dot_i8_i8(quants(w, j), load_i8x32(q, 32 * j))
-    return fma(load_f16(w, 0) * d, to_float(total), acc)
+def quants(w, k):
+    """The weights of groups 2k and 2k + 1 as signed bytes."""
+    first = shifted_twice(load_i8x16(w, 8 + 32 * k), 0, 4)
+    second = shifted_twice(load_i8x16(w, 24 + 32 * k), 0, 4)
+    return lookup(join(first, second) & 15)
 
 
-tile = make_tile(make_dot_blocks(add_block, 256, TYPE_SIZE, 32))
-
-
-@kernel
-def dequantize(row, out, n):
-    for ib in range(n // 256):
-        w = row + ib * TYPE_SIZE
-        for j in range(8):
-            d = load_f16(w, 0) * to_float(group_scale(w, j))
-            store_f32x32(out + ib * 1024, 128 * j, scale(quants(w, j), d))
-    return 0
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

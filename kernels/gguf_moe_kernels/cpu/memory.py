@@ -138,3 +138,86 @@ def pause(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+def make_stack(n_bytes: int) -> Callable[..., Any]:
+    """An intrinsic that gives the address of so many bytes on the caller's stack, on a cache line; not cleared."""
+
+    @intrinsic
+    def stack(typingctx):
+        def codegen(context, builder, signature, args):
+            with builder.goto_entry_block():
+                memory = builder.alloca(ir.ArrayType(I8, n_bytes))
+            memory.align = 64
+            return builder.ptrtoint(memory, I64)
+
+        return types.int64(), codegen
+
+    return stack
+
+
+def lane_addresses(builder: ir.IRBuilder, places: ir.Value, apart: ir.Value) -> list[ir.Value]:
+    """16 addresses: number 4i + j is the i-th of the four int64 at `places`, plus j * apart."""
+    starts = [builder.load(pointer(builder, places, ir.Constant(I64, 8 * i), I64)) for i in range(4)]
+    steps = [builder.mul(apart, ir.Constant(I64, j)) for j in range(4)]
+    return [builder.add(start, step) for start in starts for step in steps]
+
+
+def make_gather(bits: int, vector: types.Type) -> Callable[..., Any]:
+    """An intrinsic gather(places, apart, offset) of unsigned integers of so many bits into 16 int32 lanes.
+
+    Each is read `offset` bytes behind its address (see `lane_addresses`).
+    """
+    element = ir.IntType(bits)
+
+    @intrinsic
+    def gather(typingctx, places, apart, offset):
+        def codegen(context, builder, signature, args):
+            values: ir.Value = ir.Constant(ir.VectorType(element, 16), ir.Undefined)
+            for lane, address in enumerate(lane_addresses(builder, *args[:2])):
+                value = builder.load(pointer(builder, address, args[2], element))
+                value.align = 1
+                values = builder.insert_element(values, value, ir.Constant(I32, lane))
+            return builder.zext(values, ir.VectorType(I32, 16)) if bits < 32 else values
+
+        return vector(types.int64, types.int64, types.int64), codegen
+
+    return gather
+
+
+@intrinsic
+def copy_bytes(typingctx, to, source, n):
+    """n bytes from one address to another; they must not overlap."""
+
+    def codegen(context, builder, signature, args):
+        to, source = (builder.inttoptr(a, I8.as_pointer()) for a in args[:2])
+        cgutils.raw_memcpy(builder, to, source, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def fill_zero(typingctx, to, n):
+    """n zero bytes at an address."""
+
+    def codegen(context, builder, signature, args):
+        cgutils.memset(builder, builder.inttoptr(args[0], I8.as_pointer()), args[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def prefetch(typingctx, base, offset):
+    """Ask for the cache line at a place that is read soon."""
+
+    def codegen(context, builder, signature, args):
+        byte = I8.as_pointer()
+        c_type = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, c_type, "llvm.prefetch.p0")
+        read_often_data = (ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1))
+        builder.call(function, [pointer(builder, *args, I8), *read_often_data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen

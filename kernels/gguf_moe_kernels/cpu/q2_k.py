@@ -8,60 +8,38 @@ from __future__ import annotations
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.arithmetic import fma, to_float
-from gguf_moe_kernels.cpu.compile import kernel
-from gguf_moe_kernels.cpu.dot import make_dot_blocks
-from gguf_moe_kernels.cpu.memory import load_f16, load_i16, load_u8
+from gguf_moe_kernels.cpu.block import Layout, gather_u32, make_dequantize, store_d, store_dmin, store_minimums, store_scales
+from gguf_moe_kernels.cpu.simd import column_0, column_1, column_2, column_3, gather_columns
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import (
-    dot_u8_i8,
-    high_half,
-    load_i8x16,
-    load_i8x32,
-    low_half,
-    offset,
-    scale,
-    store_f32x16,
-)
+from gguf_moe_kernels.cpu.vector import as_bytes, high_f16, load_i8x32, low_f16, shifted_twice
 
-TYPE_SIZE = 84
+LAYOUT = Layout(block_size=256, type_size=84, group=16, has_minimum=True)
 
 
 @njit
-def quants(w, i):
-    """Weights 32i .. 32i + 31 as bytes 0..3."""
-    return (load_i8x32(w, 16 + 32 * (i // 4)) >> (2 * (i % 4))) & 3
+def store_group_scales(header, c, scales):
+    store_scales(header, c, scales & 15)
+    store_minimums(header, c, scales >> 4)
 
 
 @njit
-def add_block(acc, w, q, d, sums):
-    total, minimums = 0, 0
-    for i in range(8):
-        values = quants(w, i)
-        low, high = load_u8(w, 2 * i), load_u8(w, 2 * i + 1)
-        total += (low & 15) * dot_u8_i8(low_half(values), load_i8x16(q, 32 * i))
-        total += (high & 15) * dot_u8_i8(high_half(values), load_i8x16(q, 32 * i + 16))
-        minimums += (low >> 4) * load_i16(sums, 4 * i) + (high >> 4) * load_i16(sums, 4 * i + 2)
-    acc = fma(load_f16(w, 80) * d, to_float(total), acc)
-    return fma(load_f16(w, 82) * -d, to_float(minimums), acc)
-
-
-tile = make_tile(make_dot_blocks(add_block, 256, TYPE_SIZE, 32))
+def unpack_header(places, apart, header):
+    scales = gather_columns(places, apart, 0)
+    store_group_scales(header, 0, as_bytes(column_0(scales)))
+    store_group_scales(header, 1, as_bytes(column_1(scales)))
+    store_group_scales(header, 2, as_bytes(column_2(scales)))
+    store_group_scales(header, 3, as_bytes(column_3(scales)))
+    d_and_dmin = gather_u32(places, apart, 80)
+    store_d(header, low_f16(d_and_dmin))
+    store_dmin(header, high_f16(d_and_dmin))
 
 
 @njit
-def store_group(out, w, j, group):
-    s = load_u8(w, j)
-    d, dmin = load_f16(w, 80) * to_float(s & 15), load_f16(w, 82) * to_float(s >> 4)
-    store_f32x16(out, 64 * j, offset(scale(group, d), -dmin))
+def quants(w, k):
+    """Weights 64k .. 64k + 63 as bytes 0..3."""
+    half, part = k // 2, k % 2
+    return shifted_twice(load_i8x32(w, 16 + 32 * half), 4 * part, 4 * part + 2) & 3
 
 
-@kernel
-def dequantize(row, out, n):
-    for ib in range(n // 256):
-        w, y = row + ib * TYPE_SIZE, out + ib * 1024
-        for i in range(8):
-            values = quants(w, i)
-            store_group(y, w, 2 * i, low_half(values))
-            store_group(y, w, 2 * i + 1, high_half(values))
-    return 0
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

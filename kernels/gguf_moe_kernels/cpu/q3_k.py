@@ -9,60 +9,35 @@ from __future__ import annotations
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.arithmetic import fma, to_float
-from gguf_moe_kernels.cpu.compile import kernel
-from gguf_moe_kernels.cpu.dot import make_dot_blocks
-from gguf_moe_kernels.cpu.memory import load_f16, load_i16, load_u8
+from gguf_moe_kernels.cpu.block import Layout, gather_u16, gather_u32, make_dequantize, store_d, store_scales
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import (
-    dot_u8_i8,
-    high_half,
-    load_i8x16,
-    load_i8x32,
-    low_half,
-    scale,
-    store_f32x16,
-)
+from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x32, low_f16, shifted_twice
 
-TYPE_SIZE = 110
+LAYOUT = Layout(block_size=256, type_size=110, group=16, offset=4, has_signed_scales=True)
 
 
 @njit
-def quants(w, i):
-    """Weights 32i .. 32i + 31 as bytes 0..7."""
-    low = (load_i8x32(w, 32 + 32 * (i // 4)) >> (2 * (i % 4))) & 3
-    return low | (((load_i8x32(w, 0) >> i) & 1) << 2)
+def unpack_header(places, apart, header):
+    a, b, c = (
+        as_bytes(gather_u32(places, apart, 96)),
+        as_bytes(gather_u32(places, apart, 100)),
+        as_bytes(gather_u32(places, apart, 104)),
+    )
+    store_scales(header, 0, ((a & 15) | (c << 4 & 48)) - 32)
+    store_scales(header, 1, ((b & 15) | (c << 2 & 48)) - 32)
+    store_scales(header, 2, ((a >> 4) | (c & 48)) - 32)
+    store_scales(header, 3, ((b >> 4) | (c >> 2 & 48)) - 32)
+    store_d(header, low_f16(gather_u16(places, apart, 108)))
 
 
 @njit
-def group_scale(w, j):
-    """The scale of group j, -32..31."""
-    low = load_u8(w, 96 + j % 8) >> (4 * (j // 8)) & 15
-    high = load_u8(w, 104 + j % 4) >> (2 * (j // 4)) & 3
-    return (low | (high << 4)) - 32
+def quants(w, k):
+    """Weights 64k .. 64k + 63 as bytes 0..7."""
+    half, part = k // 2, k % 2
+    low = shifted_twice(load_i8x32(w, 32 + 32 * half), 4 * part, 4 * part + 2) & 3
+    third = shifted_twice(load_i8x32(w, 0), 2 * k, 2 * k + 1) & 1
+    return low | (third << 2)
 
 
-@njit
-def add_block(acc, w, q, d, sums):
-    total = 0
-    for i in range(8):
-        values = quants(w, i)
-        low = dot_u8_i8(low_half(values), load_i8x16(q, 32 * i)) - 4 * load_i16(sums, 4 * i)
-        high = dot_u8_i8(high_half(values), load_i8x16(q, 32 * i + 16)) - 4 * load_i16(sums, 4 * i + 2)
-        total += group_scale(w, 2 * i) * low + group_scale(w, 2 * i + 1) * high
-    return fma(load_f16(w, 108) * d, to_float(total), acc)
-
-
-tile = make_tile(make_dot_blocks(add_block, 256, TYPE_SIZE, 32))
-
-
-@kernel
-def dequantize(row, out, n):
-    for ib in range(n // 256):
-        w, y = row + ib * TYPE_SIZE, out + ib * 1024
-        d = load_f16(w, 108)
-        for i in range(8):
-            values = quants(w, i) - 4
-            store_f32x16(y, 128 * i, scale(low_half(values), d * to_float(group_scale(w, 2 * i))))
-            store_f32x16(y, 128 * i + 64, scale(high_half(values), d * to_float(group_scale(w, 2 * i + 1))))
-    return 0
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

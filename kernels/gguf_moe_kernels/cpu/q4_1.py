@@ -7,44 +7,25 @@ from __future__ import annotations
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.arithmetic import fma, to_float
-from gguf_moe_kernels.cpu.compile import kernel
-from gguf_moe_kernels.cpu.dot import make_dot_blocks
-from gguf_moe_kernels.cpu.memory import load_f16, load_f32
+from gguf_moe_kernels.cpu.block import Layout, gather_u32, make_dequantize, store_d, store_dmin
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import (
-    dot_u8_i8,
-    join_halves,
-    load_i8x16,
-    load_i8x32,
-    offset,
-    scale,
-    store_f32x32,
-)
+from gguf_moe_kernels.cpu.vector import high_f16, load_i8x16, low_f16, shifted_twice
 
-TYPE_SIZE = 20
+LAYOUT = Layout(block_size=32, type_size=20, has_minimum=True)
 
 
 @njit
 def quants(w):
-    """The 32 weights as signed bytes."""
-    packed = load_i8x16(w, 4)
-    return join_halves(packed & 15, packed >> 4)
+    """The 32 weights as bytes 0..15."""
+    return shifted_twice(load_i8x16(w, 4), 0, 4) & 15
 
 
 @njit
-def add_block(acc, w, q, d, sums):
-    total = dot_u8_i8(quants(w), load_i8x32(q, 0))
-    acc = fma(load_f16(w, 0) * d, to_float(total), acc)
-    return fma(load_f16(w, 2), load_f32(sums, 0), acc)
+def unpack_header(places, apart, header):
+    d_and_m = gather_u32(places, apart, 0)
+    store_d(header, low_f16(d_and_m))
+    store_dmin(header, high_f16(d_and_m))
 
 
-tile = make_tile(make_dot_blocks(add_block, 32, TYPE_SIZE, 4))
-
-
-@kernel
-def dequantize(row, out, n):
-    for ib in range(n // 32):
-        w = row + ib * TYPE_SIZE
-        store_f32x32(out, 128 * ib, offset(scale(quants(w), load_f16(w, 0)), load_f16(w, 2)))
-    return 0
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

@@ -7,43 +7,24 @@ from __future__ import annotations
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.arithmetic import fma, to_float
-from gguf_moe_kernels.cpu.compile import kernel
-from gguf_moe_kernels.cpu.dot import make_dot_blocks
-from gguf_moe_kernels.cpu.memory import load_f16, load_u32
+from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d
+from gguf_moe_kernels.cpu.memory import load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import (
-    bits_to_bytes,
-    dot_i8_i8,
-    join_halves,
-    load_i8x16,
-    load_i8x32,
-    scale,
-    store_f32x32,
-)
+from gguf_moe_kernels.cpu.vector import bits_to_bytes, load_i8x16, low_f16, shifted_twice
 
-TYPE_SIZE = 22
+LAYOUT = Layout(block_size=32, type_size=22, offset=16)
 
 
 @njit
 def quants(w):
-    """The 32 weights as signed bytes."""
-    packed = load_i8x16(w, 6)
-    return (join_halves(packed & 15, packed >> 4) | (bits_to_bytes(load_u32(w, 2)) << 4)) - 16
+    """The 32 weights as bytes 0..31."""
+    return (shifted_twice(load_i8x16(w, 6), 0, 4) & 15) | (bits_to_bytes(load_u32(w, 2)) << 4)
 
 
 @njit
-def add_block(acc, w, q, d, sums):
-    total = dot_i8_i8(quants(w), load_i8x32(q, 0))
-    return fma(load_f16(w, 0) * d, to_float(total), acc)
+def unpack_header(places, apart, header):
+    store_d(header, low_f16(gather_u16(places, apart, 0)))
 
 
-tile = make_tile(make_dot_blocks(add_block, 32, TYPE_SIZE, 0))
-
-
-@kernel
-def dequantize(row, out, n):
-    for ib in range(n // 32):
-        w = row + ib * TYPE_SIZE
-        store_f32x32(out, 128 * ib, scale(quants(w), load_f16(w, 0)))
-    return 0
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

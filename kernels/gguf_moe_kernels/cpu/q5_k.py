@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.dot import make_dot_blocks
-from gguf_moe_kernels.cpu.q4_k import make_add_block, make_dequantize
+from gguf_moe_kernels.cpu.block import Layout, make_dequantize
+from gguf_moe_kernels.cpu.q4_k import unpack_header
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import load_i8x32
+from gguf_moe_kernels.cpu.vector import load_i8x32, shifted_twice
 
-TYPE_SIZE = 176
+LAYOUT = Layout(block_size=256, type_size=176, has_minimum=True)
 
 
 @njit
-def quants(w, i):
-    """The weights of groups 2i and 2i + 1 as bytes 0..31."""
-    packed, fifth = load_i8x32(w, 48 + 32 * i), load_i8x32(w, 16) >> (2 * i)
-    return (packed & 15) | ((fifth & 1) << 4), (packed >> 4) | (((fifth >> 1) & 1) << 4)
+def quants(w, k):
+    """The weights of groups 2k and 2k + 1 as bytes 0..31."""
+    fifth = shifted_twice(load_i8x32(w, 16), 2 * k, 2 * k + 1) & 1
+    return (shifted_twice(load_i8x32(w, 48 + 32 * k), 0, 4) & 15) | (fifth << 4)
 
 
-tile = make_tile(make_dot_blocks(make_add_block(quants), 256, TYPE_SIZE, 32))
-dequantize = make_dequantize(quants, TYPE_SIZE)
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

@@ -8,53 +8,32 @@ from __future__ import annotations
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.arithmetic import fma, to_float
-from gguf_moe_kernels.cpu.compile import kernel
-from gguf_moe_kernels.cpu.dot import make_dot_blocks
-from gguf_moe_kernels.cpu.memory import load_f16, load_i8, load_i16
+from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
+from gguf_moe_kernels.cpu.simd import column_0, column_1, column_2, column_3, gather_columns
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import (
-    dot_u8_i8,
-    high_half,
-    load_i8x16,
-    load_i8x32,
-    low_half,
-    scale,
-    store_f32x16,
-)
+from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x32, load_i8x64, low_f16, shifted_twice
 
-TYPE_SIZE = 210
+LAYOUT = Layout(block_size=256, type_size=210, group=16, offset=32, has_signed_scales=True)
 
 
 @njit
-def quants(w, i):
-    """Weights 32i .. 32i + 31 as bytes 0..63."""
-    half, part = i // 4, i % 4
-    low = (load_i8x32(w, 64 * half + 32 * (part % 2)) >> (4 * (part // 2))) & 15
-    return low | (((load_i8x32(w, 128 + 32 * half) >> (2 * part)) & 3) << 4)
+def unpack_header(places, apart, header):
+    scales = gather_columns(places, apart, 192)
+    store_scales(header, 0, as_bytes(column_0(scales)))
+    store_scales(header, 1, as_bytes(column_1(scales)))
+    store_scales(header, 2, as_bytes(column_2(scales)))
+    store_scales(header, 3, as_bytes(column_3(scales)))
+    store_d(header, low_f16(gather_u16(places, apart, 208)))
 
 
 @njit
-def add_block(acc, w, q, d, sums):
-    total = 0
-    for i in range(8):
-        values = quants(w, i)
-        low = dot_u8_i8(low_half(values), load_i8x16(q, 32 * i)) - 32 * load_i16(sums, 4 * i)
-        high = dot_u8_i8(high_half(values), load_i8x16(q, 32 * i + 16)) - 32 * load_i16(sums, 4 * i + 2)
-        total += load_i8(w, 192 + 2 * i) * low + load_i8(w, 193 + 2 * i) * high
-    return fma(load_f16(w, 208) * d, to_float(total), acc)
+def quants(w, k):
+    """Weights 64k .. 64k + 63 as bytes 0..63."""
+    half, part = k // 2, k % 2
+    low = load_i8x64(w, 64 * half) >> (4 * part) & 15
+    high = shifted_twice(load_i8x32(w, 128 + 32 * half), 4 * part, 4 * part + 2) & 3
+    return low | (high << 4)
 
 
-tile = make_tile(make_dot_blocks(add_block, 256, TYPE_SIZE, 32))
-
-
-@kernel
-def dequantize(row, out, n):
-    for ib in range(n // 256):
-        w, y = row + ib * TYPE_SIZE, out + ib * 1024
-        d = load_f16(w, 208)
-        for i in range(8):
-            values = quants(w, i) - 32
-            store_f32x16(y, 128 * i, scale(low_half(values), d * to_float(load_i8(w, 192 + 2 * i))))
-            store_f32x16(y, 128 * i + 64, scale(high_half(values), d * to_float(load_i8(w, 193 + 2 * i))))
-    return 0
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

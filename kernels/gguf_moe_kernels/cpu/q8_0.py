@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.arithmetic import fma, to_float
-from gguf_moe_kernels.cpu.compile import kernel
-from gguf_moe_kernels.cpu.dot import make_dot_blocks
-from gguf_moe_kernels.cpu.memory import load_f16
+from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import dot_i8_i8, load_i8x32, scale, store_f32x32
+from gguf_moe_kernels.cpu.vector import load_i8x32, low_f16
 
-TYPE_SIZE = 34
+LAYOUT = Layout(block_size=32, type_size=34, is_signed=True)
 
 
 @njit
@@ -21,17 +18,9 @@ def quants(w):
 
 
 @njit
-def add_block(acc, w, q, d, sums):
-    total = dot_i8_i8(quants(w), load_i8x32(q, 0))
-    return fma(load_f16(w, 0) * d, to_float(total), acc)
+def unpack_header(places, apart, header):
+    store_d(header, low_f16(gather_u16(places, apart, 0)))
 
 
-tile = make_tile(make_dot_blocks(add_block, 32, TYPE_SIZE, 0))
-
-
-@kernel
-def dequantize(row, out, n):
-    for ib in range(n // 32):
-        w = row + ib * TYPE_SIZE
-        store_f32x32(out, 128 * ib, scale(quants(w), load_f16(w, 0)))
-    return 0
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

@@ -18,15 +18,18 @@ from typing import Any
 
 from numba import njit
 
+from gguf_moe_kernels.cpu.block import Layout
 from gguf_moe_kernels.cpu.compile import Kernel, kernel
-from gguf_moe_kernels.cpu.memory import load_i32, store_f32
+from gguf_moe_kernels.cpu.many_tokens import TOKENS, make_many_tokens
+from gguf_moe_kernels.cpu.memory import load_i32, load_i64, make_stack, store_f32, store_i64
+from gguf_moe_kernels.cpu.one_token import make_one_token
 
-TOKENS = 16
-"""Activation rows that stay in the core's cache while the weight rows pass by."""
+FLOAT_TOKENS = 16
+"""Activation rows of float32 that stay in the core's cache while the weight rows pass by."""
 
 
-def make_tile(dot: Callable[..., Any]) -> Kernel:
-    """The tile kernel of a type from its dot(w, x, n) of one row with one row of activations."""
+def make_float_tile(dot: Callable[..., Any]) -> Kernel:
+    """The tile kernel of a float type from its dot(w, x, n) of one row with one row of activations."""
 
     @njit
     def rows_by_tokens(w, row_size, n_rows, n_in, x, x_stride, x_index, start, stop, out, out_stride):
@@ -37,9 +40,33 @@ def make_tile(dot: Callable[..., Any]) -> Kernel:
 
     @kernel
     def tile(w, row_size, n_rows, n_in, x, x_stride, x_index, n_x, out, out_stride):
-        for start in range(0, n_x, TOKENS):
-            stop = min(start + TOKENS, n_x)
+        for start in range(0, n_x, FLOAT_TOKENS):
+            stop = min(start + FLOAT_TOKENS, n_x)
             rows_by_tokens(w, row_size, n_rows, n_in, x, x_stride, x_index, start, stop, out, out_stride)
+        return 0
+
+    return tile
+
+
+def make_tile(quants: Callable[..., Any], unpack_header: Callable[..., Any], layout: Layout) -> Kernel:
+    """The tile kernel of a quantized type; its parts are explained in block.py."""
+    one_token = make_one_token(quants, unpack_header, layout)
+    many_tokens = make_many_tokens(quants, unpack_header, layout)
+    stack_tokens = make_stack(8 * TOKENS)
+
+    @kernel
+    def tile(w, row_size, n_rows, n_in, x, x_stride, x_index, n_x, out, out_stride):
+        tokens = stack_tokens()
+        for start in range(0, n_x, TOKENS):
+            n_tokens = min(TOKENS, n_x - start)
+            for t in range(n_tokens):
+                i = load_i32(x_index, 4 * (start + t)) if x_index else start + t
+                store_i64(tokens, 8 * t, x + i * x_stride)
+            at = out + start * out_stride
+            if n_tokens == 1:
+                one_token(w, row_size, n_rows, n_in, load_i64(tokens, 0), at)
+            else:
+                many_tokens(w, row_size, n_rows, n_in, tokens, n_tokens, at, out_stride)
         return 0
 
     return tile

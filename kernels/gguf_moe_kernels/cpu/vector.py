@@ -1,14 +1,13 @@
-"""Vectors as Numba values: i8x16, i8x32 and f32x32, written in plain LLVM operations that every target has.
+"""Vectors as Numba values, and what happens lane by lane, in plain LLVM operations that every target has.
 
-LLVM splits them over the registers of the CPU at hand and, where it can, turns a dot product into the CPU's
-own instruction (vpdpbusd, pmaddwd, sdot). Bytes have no sign of their own: the dot product says how to read
-them.
+LLVM splits them over the registers of the CPU at hand. Bytes have no sign of their own: the operation says
+how to read them.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llvmlite import ir
@@ -19,7 +18,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, models, register_model
 
 from gguf_moe_kernels.cpu.half import f16_to_f32
-from gguf_moe_kernels.cpu.memory import F16, F32, I1, I8, I16, I32, I64, make_load, make_store
+from gguf_moe_kernels.cpu.memory import F16, F32, I1, I8, I16, I32, make_load, make_store
 
 
 class Vector(types.Type):
@@ -39,12 +38,23 @@ class VectorModel(models.PrimitiveModel):
 
 i8x16 = Vector("i8x16", I8, 16)
 i8x32 = Vector("i8x32", I8, 32)
+i8x64 = Vector("i8x64", I8, 64)
+i32x16 = Vector("i32x16", I32, 16)
+i32x64 = Vector("i32x64", I32, 64)
+f32x4 = Vector("f32x4", F32, 4)
 f32x16 = Vector("f32x16", F32, 16)
 f32x32 = Vector("f32x32", F32, 32)
+f32x64 = Vector("f32x64", F32, 64)
 
 load_i8x16 = make_load(i8x16, i8x16.llvm)
 load_i8x32 = make_load(i8x32, i8x32.llvm)
+load_i8x64 = make_load(i8x64, i8x64.llvm)
+load_i32x16 = make_load(i32x16, i32x16.llvm)
+load_f32x16 = make_load(f32x16, f32x16.llvm)
 load_f32x32 = make_load(f32x32, f32x32.llvm)
+store_i8x64 = make_store(i8x64, i8x64.llvm)
+store_i32x16 = make_store(i32x16, i32x16.llvm)
+store_f32x4 = make_store(f32x4, f32x4.llvm)
 store_f32x16 = make_store(f32x16, f32x16.llvm)
 store_f32x32 = make_store(f32x32, f32x32.llvm)
 load_f16x32 = make_load(f32x32, ir.VectorType(F16, 32), f16_to_f32)
@@ -59,14 +69,29 @@ def _bf16_to_f32(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
 load_bf16x32 = make_load(f32x32, ir.VectorType(I16, 32), _bf16_to_f32)
 
 
-def _splat(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.Value:
+def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """`value` in every lane."""
+    vector = ir.VectorType(value.type, lanes)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
-    lanes = ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
-    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lanes)
+    return pick(builder, one, [0] * lanes)
 
 
-def _byte_operator(op: Callable[..., Any], emit: Callable[..., Any]) -> None:
-    """Let `vector op int` and `vector op vector` mean the same operation on every byte."""
+def pick(builder: ir.IRBuilder, v: ir.Value, lanes: Iterable[int], other: ir.Value | None = None) -> ir.Value:
+    """Some lanes of v, or of v and then `other`, in the order given."""
+    lanes = list(lanes)
+    mask = ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
+    return builder.shuffle_vector(v, ir.Constant(v.type, ir.Undefined) if other is None else other, mask)
+
+
+def call(builder: ir.IRBuilder, name: str, result: ir.Type, args: Iterable[ir.Value]) -> ir.Value:
+    """The result of an LLVM intrinsic."""
+    args = list(args)
+    function = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
+
+
+def _operator(op: Callable[..., Any], emit: Callable[..., Any]) -> None:
+    """Let `vector op int` and `vector op vector` mean the same operation on every integer element."""
 
     @infer_global(op)
     class Template(AbstractTemplate):
@@ -80,45 +105,51 @@ def _byte_operator(op: Callable[..., Any], emit: Callable[..., Any]) -> None:
 
     @lower_builtin(op, Vector, types.Integer)
     def lower_scalar(context, builder, sig, args):
-        byte = builder.trunc(args[1], I8)
-        return emit(builder, args[0], _splat(builder, byte, sig.args[0].llvm))
+        vector = sig.args[0].llvm
+        return emit(builder, args[0], splat(builder, builder.trunc(args[1], vector.element), vector.count))
 
     @lower_builtin(op, Vector, Vector)
     def lower_vector(context, builder, sig, args):
         return emit(builder, *args)
 
 
-_byte_operator(operator.and_, ir.IRBuilder.and_)
-_byte_operator(operator.or_, ir.IRBuilder.or_)
-_byte_operator(operator.lshift, ir.IRBuilder.shl)
-_byte_operator(operator.rshift, ir.IRBuilder.lshr)
-_byte_operator(operator.add, ir.IRBuilder.add)
-_byte_operator(operator.sub, ir.IRBuilder.sub)
+_operator(operator.and_, ir.IRBuilder.and_)
+_operator(operator.or_, ir.IRBuilder.or_)
+_operator(operator.lshift, ir.IRBuilder.shl)
+_operator(operator.rshift, ir.IRBuilder.lshr)
+_operator(operator.add, ir.IRBuilder.add)
+_operator(operator.sub, ir.IRBuilder.sub)
+_operator(operator.mul, ir.IRBuilder.mul)
 
 
-def _sum(builder: ir.IRBuilder, products: ir.Value) -> ir.Value:
-    lanes = products.type.count
-    name = f"llvm.vector.reduce.add.v{lanes}i32"
-    c_type = ir.FunctionType(I32, [products.type])
-    total = builder.call(cgutils.get_or_insert_function(builder.module, c_type, name), [products])
-    return builder.sext(total, I64)
+@intrinsic
+def join(typingctx, low, high):
+    """The bytes of two vectors, one after the other."""
+    result = {i8x16: i8x32, i8x32: i8x64}[low]
+
+    def codegen(context, builder, sig, args):
+        return pick(builder, args[0], range(result.lanes), args[1])
+
+    return result(low, low), codegen
 
 
-def _make_dot(left_extend: Callable[..., Any], doc: str) -> Callable[..., Any]:
-    def dot(typingctx, a, b):
-        def codegen(context, builder, sig, args):
-            wide = ir.VectorType(I32, sig.args[0].lanes)
-            left, right = left_extend(builder, args[0], wide), builder.sext(args[1], wide)
-            return _sum(builder, builder.mul(left, right))
+@intrinsic
+def shifted_twice(typingctx, v, first, second):
+    """The bytes of v shifted right by `first`, then those shifted by `second`.
 
-        return types.int64(a, b), codegen
+    Bits of a byte's neighbour come in from above: mask them off.
+    """
+    result = {i8x16: i8x32, i8x32: i8x64}[v]
 
-    dot.__doc__ = doc
-    return intrinsic(dot)
+    def codegen(context, builder, sig, args):
+        n = v.lanes // 2  # there is no shift of bytes, so pairs of them are shifted
+        twice = builder.bitcast(pick(builder, args[0], [*range(v.lanes)] * 2), ir.VectorType(I16, 2 * n))
+        shifts = (splat(builder, builder.trunc(shift, I16), n) for shift in args[1:])
+        low = next(shifts)
+        moved = builder.lshr(twice, pick(builder, low, range(2 * n), next(shifts)))
+        return builder.bitcast(moved, result.llvm)
 
-
-dot_u8_i8 = _make_dot(ir.IRBuilder.zext, "Sum of a[j] * b[j], exact; a is unsigned, b is signed.")
-dot_i8_i8 = _make_dot(ir.IRBuilder.sext, "Sum of a[j] * b[j], exact; both are signed.")
+    return result(v, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -133,106 +164,88 @@ def bits_to_bytes(typingctx, bits):
 
 
 @intrinsic
-def low_half(typingctx, v):
-    """The first 16 bytes of an i8x32."""
-    return _half(0)
+def as_bytes(typingctx, v):
+    """An i32x16 as i8x64."""
+    return i8x64(i32x16), lambda context, builder, sig, args: builder.bitcast(args[0], i8x64.llvm)
 
 
 @intrinsic
-def high_half(typingctx, v):
-    """The last 16 bytes of an i8x32."""
-    return _half(16)
-
-
-def _half(start: int):
-    def codegen(context, builder, sig, args):
-        lanes = ir.Constant(ir.VectorType(I32, 16), list(range(start, start + 16)))
-        return builder.shuffle_vector(args[0], ir.Constant(i8x32.llvm, ir.Undefined), lanes)
-
-    return i8x16(i8x32), codegen
+def as_integers(typingctx, v):
+    """An i8x64 as i32x16."""
+    return i32x16(i8x64), lambda context, builder, sig, args: builder.bitcast(args[0], i32x16.llvm)
 
 
 @intrinsic
-def join_halves(typingctx, low, high):
-    """i8x32 from two i8x16."""
-
-    def codegen(context, builder, sig, args):
-        lanes = ir.Constant(ir.VectorType(I32, 32), list(range(32)))
-        return builder.shuffle_vector(*args, lanes)
-
-    return i8x32(i8x16, i8x16), codegen
+def float_bits(typingctx, v):
+    """An i32x16 of the bits of float32 as f32x16."""
+    return f32x16(i32x16), lambda context, builder, sig, args: builder.bitcast(args[0], f32x16.llvm)
 
 
-def make_lookup(table: tuple[int, ...]) -> Callable[..., Any]:
-    """An intrinsic that replaces each byte 0..15 of an i8x32 by the table's entry (int8)."""
-
-    @intrinsic
-    def lookup(typingctx, v):
+def _make_half_float(shift: int) -> Callable[..., Any]:
+    def half_float(typingctx, v):
         def codegen(context, builder, sig, args):
-            def splat(value: int) -> ir.Constant:
-                return ir.Constant(i8x32.llvm, [value] * 32)
+            high = builder.lshr(args[0], ir.Constant(args[0].type, [shift] * 16))
+            bits = builder.trunc(high, ir.VectorType(I16, 16))
+            return f16_to_f32(builder, builder.bitcast(bits, ir.VectorType(F16, 16)))
 
-            result = splat(table[0])
-            for index, entry in enumerate(table[1:], start=1):
-                here = builder.icmp_unsigned("==", args[0], splat(index))
-                result = builder.select(here, splat(entry), result)
-            return result
+        return f32x16(i32x16), codegen
 
-        return i8x32(i8x32), codegen
-
-    return lookup
+    half_float.__doc__ = f"The float16 in bits {shift} .. {shift + 15} of each int32, as float32."
+    return intrinsic(half_float)
 
 
-@intrinsic
-def scale(typingctx, v, d):
-    """Each signed byte of an i8x16 or i8x32 times the float32 d, as f32x16 or f32x32."""
-    result = f32x16 if v == i8x16 else f32x32
-
-    def codegen(context, builder, sig, args):
-        return builder.fmul(builder.sitofp(args[0], result.llvm), _splat(builder, args[1], result.llvm))
-
-    return result(v, types.float32), codegen
+low_f16, high_f16 = _make_half_float(0), _make_half_float(16)
 
 
 @intrinsic
-def offset(typingctx, v, m):
-    """Each lane of an f32x16 or f32x32 plus the float32 m."""
-
-    def codegen(context, builder, sig, args):
-        return builder.fadd(args[0], _splat(builder, args[1], sig.args[0].llvm))
-
-    return v(v, types.float32), codegen
+def to_floats(typingctx, v):
+    """An i32x16 as float32, rounded to nearest even."""
+    return f32x16(i32x16), lambda context, builder, sig, args: builder.sitofp(args[0], f32x16.llvm)
 
 
 @intrinsic
-def zero_f32x32(typingctx):
-    """32 zeros."""
-
-    def codegen(context, builder, sig, args):
-        return ir.Constant(f32x32.llvm, [0.0] * 32)
-
-    return f32x32(), codegen
+def zero_i32x16(typingctx):
+    """16 zeros."""
+    return i32x16(), lambda context, builder, sig, args: ir.Constant(i32x16.llvm, [0] * 16)
 
 
-@intrinsic
-def add_f32x32(typingctx, a, b):
-    """a + b in each lane."""
+def _make_zero(vector: Vector) -> Callable[..., Any]:
+    def zero(typingctx):
+        return vector(), lambda context, builder, sig, args: ir.Constant(vector.llvm, [0.0] * vector.lanes)
 
-    def codegen(context, builder, sig, args):
-        return builder.fadd(*args)
+    zero.__doc__ = f"{vector.lanes} zeros."
+    return intrinsic(zero)
 
-    return f32x32(f32x32, f32x32), codegen
+
+zero_f32x16, zero_f32x32 = _make_zero(f32x16), _make_zero(f32x32)
 
 
 @intrinsic
-def fma_f32x32(typingctx, a, b, c):
-    """a * b + c in each lane, one rounding."""
+def add_floats(typingctx, a, b):
+    """a + b in each lane, float32."""
+    return a(a, a), lambda context, builder, sig, args: builder.fadd(*args)
+
+
+@intrinsic
+def multiply_floats(typingctx, a, b):
+    """a * b in each lane, float32."""
+    return a(a, a), lambda context, builder, sig, args: builder.fmul(*args)
+
+
+@intrinsic
+def negative(typingctx, v):
+    """-v, float32."""
+    return v(v), lambda context, builder, sig, args: builder.fneg(args[0])
+
+
+@intrinsic
+def fma_floats(typingctx, a, b, c):
+    """a * b + c in each lane, float32, one rounding."""
 
     def codegen(context, builder, sig, args):
-        c_type = ir.FunctionType(f32x32.llvm, [f32x32.llvm] * 3)
-        return builder.call(cgutils.get_or_insert_function(builder.module, c_type, "llvm.fma.v32f32"), args)
+        return call(builder, f"llvm.fma.v{a.lanes}f32", a.llvm, args)
 
-    return f32x32(f32x32, f32x32, f32x32), codegen
+    return a(a, a, a), codegen
 
 
 @intrinsic
@@ -243,15 +256,7 @@ def sum_f32x32(typingctx, v):
         value, lanes = args[0], 32
         while lanes > 1:
             lanes //= 2
-            undefined = ir.Constant(value.type, ir.Undefined)
-            low, high = (
-                builder.shuffle_vector(
-                    value,
-                    undefined,
-                    ir.Constant(ir.VectorType(I32, lanes), list(range(start, start + lanes))),
-                )
-                for start in (0, lanes)
-            )
+            low, high = (pick(builder, value, range(start, start + lanes)) for start in (0, lanes))
             value = builder.fadd(low, high)
         return builder.extract_element(value, ir.Constant(I32, 0))
 

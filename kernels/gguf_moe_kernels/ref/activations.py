@@ -22,7 +22,7 @@ class Planes:
     d: np.ndarray
     """float32 [rows, blocks]."""
     sums: np.ndarray
-    """Q8_1: float32 [rows, blocks]; Q8_K: int32 [rows, n / 16]; Q8_0: empty."""
+    """float32 or int32 [rows, blocks]; Q8_K: int32 [rows, n / 16]."""
 
 
 @quiet
@@ -32,44 +32,52 @@ def quantize(activation: ActivationFormat, x: np.ndarray) -> np.ndarray:
     A block with a value that is not finite has the scale NaN.
     """
     n_rows, n = x.shape
-    block_size = _block_size(activation)
+    block_size = activation.block_size
     blocks = x.reshape(n_rows, n // block_size, block_size)
     largest = np.abs(blocks).max(axis=-1)
     largest = largest + (largest - largest)  # infinity becomes NaN
     inverse = np.where(largest >= SMALLEST_AMAX, LIMIT / largest, np.float32(0.0))
     q = _to_int32(np.rint(blocks * inverse[..., None]))
-    planes = [q.astype(np.int8).reshape(n_rows, n)]
     if activation is ActivationFormat.Q8_K:
-        planes.append(np.where(inverse > 0, ONE / inverse, largest - largest))
-        planes.append(q.reshape(n_rows, n // 16, 16).sum(axis=-1).astype(np.int16))
+        d = np.where(inverse > 0, ONE / inverse, largest - largest)
+        sums = q.reshape(n_rows, n // block_size, 8, 2, 16).sum(axis=-1).astype(np.int16)
     else:
-        planes.append(_through_f16(largest / LIMIT))
+        d = _through_f16(largest / LIMIT)
+        sums = q.sum(axis=-1, dtype=np.int32)
     if activation is ActivationFormat.Q8_1:
-        planes.append(_through_f16(largest / LIMIT * q.sum(axis=-1).astype(np.float32)))
+        sums = _through_f16(largest / LIMIT * sums.astype(np.float32))
+    planes = [_whole_fours(plane) for plane in (q.astype(np.int8), d, sums)]
+    if activation is ActivationFormat.Q8_K:
+        planes[2] = planes[2].swapaxes(2, 3)
     rows = np.zeros((n_rows, activation.row_size(n)), np.uint8)
-    used = np.concatenate([plane.view(np.uint8) for plane in planes], axis=1)
+    used = np.concatenate([np.ascontiguousarray(p).reshape(n_rows, -1).view(np.uint8) for p in planes], axis=1)
     rows[:, : used.shape[1]] = used
     return rows
 
 
 def planes(activation: ActivationFormat, rows: np.ndarray, n: int) -> Planes:
     """The planes of rows of n quantized activations, u8 [rows, row_size]."""
+    n_rows, n_blocks = len(rows), n // activation.block_size
+    fours = -(-n_blocks // 4)
+    q_size, d_size = 4 * fours * activation.block_size, 16 * fours
 
-    def plane(start: int, count: int, dtype: type[np.generic]) -> np.ndarray:
-        stop = start + count * np.dtype(dtype).itemsize
-        return np.ascontiguousarray(rows[:, start:stop]).view(dtype)
+    def plane(start: int, size: int, dtype: type[np.generic]) -> np.ndarray:
+        return np.ascontiguousarray(rows[:, start : start + size]).view(dtype)
 
-    n_blocks = n // _block_size(activation)
-    behind_scales = n + 4 * n_blocks
+    q, d = plane(0, n, np.int8).astype(np.int32), plane(q_size, 4 * n_blocks, np.float32)
     if activation is ActivationFormat.Q8_K:
-        sums = plane(behind_scales, n // 16, np.int16).astype(np.int32)
-    else:
-        sums = plane(behind_scales, n_blocks if activation is ActivationFormat.Q8_1 else 0, np.float32)
-    return Planes(plane(0, n, np.int8).astype(np.int32), plane(n, n_blocks, np.float32), sums)
+        by_four = plane(q_size + d_size, 128 * fours, np.int16).reshape(n_rows, fours, 8, 4, 2)
+        by_block = by_four.swapaxes(2, 3).reshape(n_rows, 4 * fours, 16)
+        return Planes(q, d, by_block[:, :n_blocks].reshape(n_rows, -1).astype(np.int32))
+    kind = np.float32 if activation is ActivationFormat.Q8_1 else np.int32
+    return Planes(q, d, plane(q_size + d_size, 4 * n_blocks, kind))
 
 
-def _block_size(activation: ActivationFormat) -> int:
-    return 256 if activation is ActivationFormat.Q8_K else 32
+def _whole_fours(plane: np.ndarray) -> np.ndarray:
+    """[rows, blocks, ...] -> [rows, fours, 4, ...], padded with zeros."""
+    n_rows, n_blocks, *rest = plane.shape
+    padding = [(0, 0), (0, -n_blocks % 4), *[(0, 0)] * len(rest)]
+    return np.pad(plane, padding).reshape(n_rows, -1, 4, *rest)
 
 
 def _through_f16(x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,223 @@
+"""One row of activations with many rows of a quantized weight: what decoding spends its time on.
+
+Four rows pass side by side, each from front to back, four blocks at a time. The 16 blocks of a step (lane
+4i + j: block i of row j) share their header, and end as 16 sums: the four partial sums of each row (dot.py:
+block index mod 4) for four rows. The rows that come next are asked for ahead of time; left to itself the
+processor waits for memory half of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit
+
+from gguf_moe_kernels.cpu.block import DMIN, SCALES, D, Layout, stack_header
+from gguf_moe_kernels.cpu.memory import (
+    I16,
+    I32,
+    copy_bytes,
+    fill_zero,
+    load_f32,
+    load_u32,
+    make_stack,
+    prefetch,
+    store_f32,
+    store_i64,
+)
+from gguf_moe_kernels.cpu.simd import (
+    add_quarters,
+    dot_pairs,
+    keep_first,
+    load_repeated_f32,
+    load_repeated_i32,
+    make_spread,
+    splat_i32,
+    sum_fours,
+    sum_halves,
+    sum_quarters,
+)
+from gguf_moe_kernels.cpu.vector import (
+    fma_floats,
+    load_f32x16,
+    load_i8x64,
+    multiply_floats,
+    negative,
+    store_f32x4,
+    to_floats,
+    zero_f32x16,
+    zero_i32x16,
+)
+
+AHEAD = 8192
+"""Bytes, at least, between what is read and what is asked for."""
+LINE = 64
+"""Bytes of a cache line."""
+
+
+def make_one_token(
+    quants: Callable[..., Any], unpack_header: Callable[..., Any], layout: Layout
+) -> Callable[..., Any]:
+    """one_token(w, row_size, n_rows, n_in, x, out): out float32 [n_rows] = n_rows rows of weights times x."""
+    type_size, block_size = layout.type_size, layout.block_size
+    four_size, sums_size = 4 * type_size, 128 if layout.is_large else 16
+    add_blocks = make_add_blocks(quants, layout)
+    stack_places, stack_tails, stack_sums = make_stack(32), make_stack(4 * four_size), make_stack(16)
+
+    @njit
+    def copy_blocks(w, stride, n_blocks, tails):
+        """The last n_blocks of four rows, with zeros up to four blocks each."""
+        fill_zero(tails, 4 * four_size)
+        for j in range(4):
+            copy_bytes(tails + j * four_size, w + j * stride, n_blocks * type_size)
+
+    @njit
+    def four_rows(w, stride, n_blocks, x, header, ahead):
+        """The sums of four rows, `stride` bytes apart."""
+        places, tails = stack_places(), stack_tails()
+        fours = (n_blocks + 3) // 4
+        d = x + 4 * fours * block_size
+        sums = d + 16 * fours
+        acc = zero_f32x16()
+        for i in range(fours):
+            at, step, left = w + i * four_size, stride, n_blocks - 4 * i
+            if left < 4:
+                copy_blocks(at, stride, left, tails)
+                at, step = tails, four_size
+            for m in range(4):
+                store_i64(places, 8 * m, at + m * type_size)
+            unpack_header(places, step, header)
+            new = add_blocks(acc, at, step, header, x + 4 * i * block_size, d + 16 * i, sums + i * sums_size, ahead)
+            acc = keep_first(left, new, acc)
+        return add_quarters(acc)
+
+    @njit
+    def one_token(w, row_size, n_rows, n_in, x, out):
+        header, sums = stack_header(), stack_sums()
+        ahead = 4 * row_size * (1 + AHEAD // (4 * row_size))
+        r = 0
+        while r < n_rows:
+            n = 4 if r + 4 <= n_rows else 1  # rows that are left over come one by one
+            stride = row_size if n == 4 else 0
+            result = four_rows(w + r * row_size, stride, n_in // block_size, x, header, ahead)
+            store_f32x4(sums, 0, result)
+            for j in range(n):
+                store_f32(out, 4 * (r + j), load_f32(sums, 4 * j))
+            r += n
+
+    return one_token
+
+
+def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    """add_blocks(acc, w, stride, header, q, d, sums, ahead): acc and the terms of four blocks of four rows.
+
+    w is the address of the first row's blocks; q, d and sums those of what belongs to them in x. What lies
+    `ahead` bytes behind the blocks is asked for meanwhile: a few lines at a time, as more at once block the
+    loads behind them.
+    """
+    type_size, offset, has_minimum = layout.type_size, layout.whole_offset, layout.has_minimum
+    prepared, dot, pair = layout.prepare(quants), layout.dot, layout.make_pair()
+    add_scaled, block_scales = make_add_scaled(layout)
+
+    @njit
+    def ask_for(at, n_bytes):
+        for offset in range(0, n_bytes, LINE):
+            prefetch(at, offset)
+
+    @njit
+    def one_block(w, header, lane, x0, x1, x2, x3, ahead):
+        """Integer sums of a block, spread over all lanes."""
+        ask_for(w + ahead, type_size)
+        zero = zero_i32x16()
+        total = add_scaled(zero, dot(zero, prepared(w, 0), x0), block_scales(header, lane, 0))
+        total = add_scaled(total, dot(zero, prepared(w, 1), x1), block_scales(header, lane, 1))
+        total = add_scaled(total, dot(zero, prepared(w, 2), x2), block_scales(header, lane, 2))
+        return add_scaled(total, dot(zero, prepared(w, 3), x3), block_scales(header, lane, 3))
+
+    @njit
+    def block_of_rows(w, stride, header, lane, q, ahead):
+        """Integer sums of the same block of four rows, spread over the quarters."""
+        x0, x1, x2, x3 = load_i8x64(q, 0), load_i8x64(q, 64), load_i8x64(q, 128), load_i8x64(q, 192)
+        a = one_block(w, header, lane, x0, x1, x2, x3, ahead)
+        b = one_block(w + stride, header, lane + 1, x0, x1, x2, x3, ahead)
+        c = one_block(w + 2 * stride, header, lane + 2, x0, x1, x2, x3, ahead)
+        d = one_block(w + 3 * stride, header, lane + 3, x0, x1, x2, x3, ahead)
+        return sum_fours(a, b, c, d)
+
+    @njit
+    def add_large(acc, w, stride, header, q, d, sums, ahead):
+        a = block_of_rows(w, stride, header, 0, q, ahead)
+        b = block_of_rows(w + type_size, stride, header, 4, q + 256, ahead)
+        c = block_of_rows(w + 2 * type_size, stride, header, 8, q + 512, ahead)
+        e = block_of_rows(w + 3 * type_size, stride, header, 12, q + 768, ahead)
+        total = sum_quarters(a, b, c, e)
+        corrections = zero_i32x16()
+        if offset or has_minimum:
+            for j in range(8):
+                pairs = load_repeated_i32(sums, 16 * j)
+                corrections = dot_pairs(corrections, pair(header, j), pairs)
+        if offset:
+            total = total - corrections * offset
+        scale = load_repeated_f32(d, 0)
+        acc = fma_floats(multiply_floats(load_f32x16(header, D), scale), to_floats(total), acc)
+        if has_minimum:
+            factor = negative(multiply_floats(load_f32x16(header, DMIN), scale))
+            acc = fma_floats(factor, to_floats(corrections), acc)
+        return acc
+
+    @njit
+    def two_blocks_of_rows(w, stride, q):
+        """Integer sums of a block and the next of four rows, in two quarters each."""
+        zero, x = zero_i32x16(), load_i8x64(q, 0)
+        a, b = dot(zero, prepared(w, type_size), x), dot(zero, prepared(w + stride, type_size), x)
+        w += 2 * stride
+        c, d = dot(zero, prepared(w, type_size), x), dot(zero, prepared(w + stride, type_size), x)
+        return sum_fours(a, b, c, d)
+
+    @njit
+    def add_small(acc, w, stride, header, q, d, sums, ahead):
+        for j in range(4):
+            ask_for(w + j * stride + ahead, 4 * type_size)
+        first = two_blocks_of_rows(w, stride, q)
+        total = sum_halves(first, two_blocks_of_rows(w + 2 * type_size, stride, q + 64))
+        if offset:
+            total = total - load_repeated_i32(sums, 0) * offset
+        scale = load_repeated_f32(d, 0)
+        acc = fma_floats(multiply_floats(load_f32x16(header, D), scale), to_floats(total), acc)
+        if has_minimum:
+            acc = fma_floats(load_f32x16(header, DMIN), load_repeated_f32(sums, 0), acc)
+        return acc
+
+    return add_large if layout.is_large else add_small
+
+
+def make_add_scaled(layout: Layout) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """add_scaled(total, part, scales), and block_scales(header, lane, k): the scales of the 64 weights number k
+    of one block, for each of the 16 sums of 4 products that `part` has of them.
+
+    Sums of 4 products stay below 2^15, so that an int16 product does, except where weights have 8 bits.
+    """
+    group, is_wide = layout.group, layout.is_signed
+    if is_wide:
+        form, shift, element = (None, None, None, 0), 24, I32
+    elif layout.has_signed_scales:
+        form, shift, element = (None, 0, None, None), 8, I16
+    else:
+        form, shift, element = (0, None, None, None), 0, I32
+    per_k = 64 // group  # groups in 64 weights
+    places = [p if p is None else lane * per_k // 16 for lane in range(16) for p in form]
+    spread = make_spread(places, shift, element)
+
+    @njit
+    def block_scales(header, lane, k):
+        scales = load_u32(header, SCALES + per_k * k // 4 * 64 + 4 * lane) >> (8 * (per_k * k % 4))
+        return spread(splat_i32(scales))
+
+    @njit
+    def add_scaled(total, part, scales):
+        if is_wide:
+            return total + part * scales
+        return dot_pairs(total, part, scales)
+
+    return add_scaled, block_scales

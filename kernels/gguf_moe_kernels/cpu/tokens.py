@@ -1,0 +1,128 @@
+"""16 lanes for each of several tokens: one lane for each row of weights that the tokens meet.
+
+For T tokens a value is T vectors of 16 lanes, one after the other. `tokens` is always the address of T
+addresses (int64) of activation rows, and offsets count from there. A number of a token is in all its lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from gguf_moe_kernels.cpu.memory import F32, I32, I64, make_load, make_store, pointer
+from gguf_moe_kernels.cpu.simd import TIER, Tier, add_pairs, add_signed, add_unsigned, in_registers
+from gguf_moe_kernels.cpu.vector import Vector, call, f32x16, i32x16, splat
+
+AT_ONCE = 1 if TIER is Tier.PORTABLE else 4
+"""Tokens whose sums fit into the registers together."""
+INTEGERS = {n: Vector(f"i32x16x{n}", I32, 16 * n) for n in (1, AT_ONCE)}
+FLOATS = {n: Vector(f"f32x16x{n}", F32, 16 * n) for n in (1, AT_ONCE)}
+
+load_one, store_one = make_load(FLOATS[1], FLOATS[1].llvm), make_store(FLOATS[1], FLOATS[1].llvm)
+load_some = make_load(FLOATS[AT_ONCE], FLOATS[AT_ONCE].llvm)
+store_some = make_store(FLOATS[AT_ONCE], FLOATS[AT_ONCE].llvm)
+"""Floats of one token, and of AT_ONCE tokens."""
+
+
+def _numbers(builder: ir.IRBuilder, tokens: ir.Value, offset: ir.Value, n: int, kind: ir.Type) -> ir.Value:
+    """The 4-byte number at `offset` of each token's row, in all of its lanes."""
+    numbers = []
+    for t in range(n):
+        row = builder.load(pointer(builder, tokens, ir.Constant(I64, 8 * t), I64))
+        number = builder.load(pointer(builder, row, offset, kind))
+        number.align = 1
+        numbers.append(splat(builder, number, 16))
+    return numbers
+
+
+def _for_each(
+    builder: ir.IRBuilder, emit: Callable[..., ir.Value], acc: ir.Value, numbers: list[ir.Value], *others: ir.Value
+) -> ir.Value:
+    """emit(16 lanes of acc, the number, 16 lanes of each of the others) for each token."""
+    left = iter(numbers)
+    return in_registers(builder, lambda a, *rest: emit(a, next(left), *rest), acc, *others, lanes=16)
+
+
+def _make_dot(add: Callable[..., Any], doc: str) -> Callable[..., Any]:
+    def dot(typingctx, acc, v, tokens, offset):
+        def codegen(context, builder, sig, args):
+            acc, v, tokens, offset = args
+            numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // 16, I32)
+            return _for_each(builder, lambda a, x: add(builder, a, v, x), acc, numbers)
+
+        return acc(acc, i32x16, types.int64, types.int64), codegen
+
+    dot.__doc__ = doc
+    return intrinsic(dot)
+
+
+dot_unsigned = _make_dot(add_unsigned, "acc + v . x: 4 bytes a lane and 4 int8 at `offset`; see simd.")
+dot_signed = _make_dot(add_signed, "The same for bytes from simd.signed.")
+dot_pairs = _make_dot(add_pairs, "acc + v . x: two int16 a lane and two at `offset`.")
+
+
+@intrinsic
+def zero_integers(typingctx, like):
+    """Integers 0 for as many tokens as the floats `like` have."""
+    result = INTEGERS[like.lanes // 16]
+    return result(like), lambda context, builder, sig, args: ir.Constant(result.llvm, [0] * result.lanes)
+
+
+@intrinsic
+def add_scaled(typingctx, acc, v, scale):
+    """acc + v * scale, int32; `scale` is i32x16 and the same for all tokens."""
+
+    def codegen(context, builder, sig, args):
+        acc, v, scale = args
+        return in_registers(builder, lambda a, b: builder.add(a, builder.mul(b, scale)), acc, v, lanes=16)
+
+    return acc(acc, acc, i32x16), codegen
+
+
+@intrinsic
+def subtract_multiple(typingctx, acc, tokens, offset, factor):
+    """acc - x * factor with the int32 x at `offset`."""
+
+    def codegen(context, builder, sig, args):
+        acc, tokens, offset, factor = args
+        numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // 16, I32)
+        factor = splat(builder, builder.trunc(factor, I32), 16)
+        return _for_each(builder, lambda a, x: builder.sub(a, builder.mul(x, factor)), acc, numbers)
+
+    return acc(acc, types.int64, types.int64, types.int64), codegen
+
+
+def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    return call(builder, "llvm.fma.v16f32", c.type, (a, b, c))
+
+
+@intrinsic
+def add_term(typingctx, acc, d, tokens, offset, total):
+    """fma(d * x, total as float32, acc) with the float32 x at `offset`; d is f32x16."""
+
+    def codegen(context, builder, sig, args):
+        acc, d, tokens, offset, total = args
+        numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // 16, F32)
+
+        def emit(a: ir.Value, x: ir.Value, whole: ir.Value) -> ir.Value:
+            return _fma(builder, builder.fmul(d, x), builder.sitofp(whole, d.type), a)
+
+        return _for_each(builder, emit, acc, numbers, total)
+
+    return acc(acc, f32x16, types.int64, types.int64, total), codegen
+
+
+@intrinsic
+def add_product(typingctx, acc, m, tokens, offset):
+    """fma(m, x, acc) with the float32 x at `offset`; m is f32x16."""
+
+    def codegen(context, builder, sig, args):
+        acc, m, tokens, offset = args
+        numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // 16, F32)
+        return _for_each(builder, lambda a, x: _fma(builder, m, x, a), acc, numbers)
+
+    return acc(acc, f32x16, types.int64, types.int64), codegen
