@@ -18,8 +18,10 @@ from gguf_moe_kernels.quants import GGMLType
 Value = int | float | str | list[int] | list[str]
 """An argument: a number, a kernel's name (its address is meant), or the address of an array of these."""
 
-CHUNK_ELEMENTS = 1 << 16
-"""Weights in one chunk of a matmul: some 10 us of work for one token, against 0.1 us to claim it."""
+CHUNK_BYTES = 1 << 17
+"""Weights in one chunk of a matmul. The kernels ask for memory ahead of time, and a chunk's end loses that."""
+ROWS_TOGETHER = 16
+"""Rows of a weight that the kernels take side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,8 @@ def _matmul(task: Task, memory: Memory, n_threads: int) -> Lowered:
         "n_out": n_out,
         "n_in": n_in,
         "x_stride": row_size(task.inputs["x"]),
-        "chunk_rows": _chunk_rows(n_in, n_out, n_threads),
+        "chunk_rows": _chunk_rows(weight.qtype.row_size(n_in), n_out, n_threads),
+        "n_threads": n_threads,
     }
     absent: dict[str, Value] = {"bias": 0, "residual": 0}
     for name in (*task.weights, *task.inputs):
@@ -149,7 +152,8 @@ def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
         "n_in": n_in,
         "x": [memory.address(buffer) for buffer in x],
         "x_stride": [row_size(buffer) for buffer in x],
-        "chunk_rows": _chunk_rows(n_in, n_out, n_threads),
+        "chunk_rows": _chunk_rows(max(qtype.row_size(n_in) for qtype in weight.qtypes), n_out, n_threads),
+        "n_threads": n_threads,
     }
     if "x_index" not in task.inputs:
         special["x_index"] = 0
@@ -217,6 +221,7 @@ def _tile(qtype: GGMLType) -> str:
     return f"{qtype.name.lower()}.tile"
 
 
-def _chunk_rows(n_in: int, n_out: int, n_threads: int) -> int:
-    """Rows of one chunk: enough work to be worth claiming, and enough chunks to keep all threads busy."""
-    return max(4, min(CHUNK_ELEMENTS // n_in, n_out // (4 * n_threads)))
+def _chunk_rows(row_size: int, n_out: int, n_threads: int) -> int:
+    """Rows of one chunk: long enough to read memory as one stream, and enough chunks to keep all threads busy."""
+    wanted = min(CHUNK_BYTES // row_size, n_out // (4 * n_threads))
+    return max(1, wanted // ROWS_TOGETHER) * ROWS_TOGETHER

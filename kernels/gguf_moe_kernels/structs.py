@@ -26,12 +26,12 @@ QUANTIZE = _struct("x n out out_stride rows")
 RMS_NORM = _struct("x weight out n rows", "eps")
 
 # out[i] = weight . x[i] (+ bias) (+ residual[i]); out and residual are float32 [rows, n_out]
-MATMUL = _struct("tile weight row_size n_out n_in x x_stride out rows chunk_rows bias residual")
+MATMUL = _struct("tile weight row_size n_out n_in x x_stride out rows chunk_rows n_threads bias residual")
 
 # The same for experts. tiles, weights, row_sizes, x, x_stride: int64 [n_expert], because experts may differ
 # in type. used, n_used, first: see EXPERT_ROWS. A place p of expert e: out[p] = weight[e] . x[e][x_index[p]];
 # x_index is int32, or 0 for x[e][p].
-MATMUL_ID = _struct("tiles weights row_sizes n_out n_in x x_stride x_index out used n_used first chunk_rows")
+MATMUL_ID = _struct("tiles weights row_sizes n_out n_in x x_stride x_index out used n_used first chunk_rows n_threads")
 
 # Rotate the first n_rot of each head's n_embd_head elements in place. cos, sin: float32 [rows, n_rot / 2].
 # pair_stride 1: NORM (neighbours are a pair); n_rot / 2: NEOX (halves).

@@ -241,8 +241,8 @@ def test_moe_sum(rng, call_op, assert_same_bits, n, k):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("chunk_rows", [4, 11, 64])
-def test_matmul(rng, library, call_op, random_rows, assert_same_bits, bias, residual, chunk_rows):
+@pytest.mark.parametrize(("chunk_rows", "n_threads"), [(4, 1), (4, 2), (11, 4), (64, 1)])
+def test_matmul(rng, library, call_op, random_rows, assert_same_bits, bias, residual, chunk_rows, n_threads):
     weight, x = (
         random_rows(rng, Q8_0, 11, 96),
         activations.quantize(ActivationFormat.Q8_0, normal(rng, 3, 96)),
@@ -262,6 +262,7 @@ def test_matmul(rng, library, call_op, random_rows, assert_same_bits, bias, resi
         out=out,
         rows=3,
         chunk_rows=chunk_rows,
+        n_threads=n_threads,
         **{name: 0 if array is None else array for name, array in added.items()},
     )
     matmul.matmul(Q8_0, weight, x, expected, **added)
@@ -297,6 +298,7 @@ def test_matmul_id_of_experts_that_differ_in_type(
         n_used=places["n_used"],
         first=places["first"],
         chunk_rows=4,
+        n_threads=3,
     )
     x_index = places["token"] if gather else None
     used, n_used, first = places["used"], int(places["n_used"][0]), places["first"]

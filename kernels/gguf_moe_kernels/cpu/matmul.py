@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numba import carray
+from numba import carray, njit
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.cpu.compile import op
@@ -11,12 +11,29 @@ from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, make_call,
 call_tile = make_call(10)
 
 
+@njit
+def spread(chunk, n_chunks, n_threads):
+    """Which of n_chunks comes as number `chunk`, or -1 when there are no more.
+
+    Each thread goes through a part of its own while all take turns: the kernels ask for the memory behind a
+    chunk, and that should be the chunk that the same thread takes next.
+    """
+    per_thread = (n_chunks + n_threads - 1) // n_threads
+    if chunk >= per_thread * n_threads:
+        return -1
+    return chunk % n_threads * per_thread + chunk // n_threads
+
+
 @op(structs.MATMUL)
 def matmul(args, chunk, thread):
     a = carray(args, 1)[0]
-    start = chunk * a.chunk_rows
-    if start >= a.n_out:
+    n_chunks = (a.n_out + a.chunk_rows - 1) // a.chunk_rows
+    place = spread(chunk, n_chunks, a.n_threads)
+    if place < 0:
         return 0
+    start = place * a.chunk_rows
+    if start >= a.n_out:
+        return 1
     n_rows, n_x, n_out = min(a.chunk_rows, a.n_out - start), load_i64(a.rows, 0), a.n_out
     out, bias, residual = a.out + 4 * start, a.bias, a.residual
     call_tile(
@@ -48,11 +65,14 @@ def matmul(args, chunk, thread):
 @op(structs.MATMUL_ID)
 def matmul_id(args, chunk, thread):
     a = carray(args, 1)[0]
-    chunks_per_expert = (a.n_out + a.chunk_rows - 1) // a.chunk_rows
-    u = chunk // chunks_per_expert
-    if u >= load_i64(a.n_used, 0):
+    chunks_per_expert, n_used = (a.n_out + a.chunk_rows - 1) // a.chunk_rows, load_i64(a.n_used, 0)
+    place = spread(chunk, n_used * chunks_per_expert, a.n_threads)
+    if place < 0:
         return 0
-    start = (chunk - u * chunks_per_expert) * a.chunk_rows
+    u = place // chunks_per_expert
+    if u >= n_used:
+        return 1
+    start = (place - u * chunks_per_expert) * a.chunk_rows
     expert = load_i32(a.used, 4 * u)
     first = load_i32(a.first, 4 * u)
     n_x = load_i32(a.first, 4 * u + 4) - first

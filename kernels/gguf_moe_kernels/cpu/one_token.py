@@ -50,7 +50,7 @@ from gguf_moe_kernels.cpu.vector import (
     zero_i32x16,
 )
 
-AHEAD = 8192
+AHEAD = 16384
 """Bytes, at least, between what is read and what is asked for."""
 LINE = 64
 """Bytes of a cache line."""
@@ -88,7 +88,8 @@ def make_one_token(
             for m in range(4):
                 store_i64(places, 8 * m, at + m * type_size)
             unpack_header(places, step, header)
-            new = add_blocks(acc, at, step, header, x + 4 * i * block_size, d + 16 * i, sums + i * sums_size, ahead)
+            q, next_ = x + 4 * i * block_size, w + ahead + 4 * i * four_size
+            new = add_blocks(acc, at, step, header, q, d + 16 * i, sums + i * sums_size, next_)
             acc = keep_first(left, new, acc)
         return add_quarters(acc)
 
@@ -110,7 +111,7 @@ def make_one_token(
 
 
 def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """add_blocks(acc, w, stride, header, q, d, sums, ahead): acc and the terms of four blocks of four rows.
+    """add_blocks(acc, w, stride, header, q, d, sums, next_): acc and the terms of four blocks of four rows.
 
     w is the address of the first row's blocks; q, d and sums those of what belongs to them in x. What lies
     `ahead` bytes behind the blocks is asked for meanwhile: a few lines at a time, as more at once block the
@@ -126,9 +127,9 @@ def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[...,
             prefetch(at, offset)
 
     @njit
-    def one_block(w, header, lane, x0, x1, x2, x3, ahead):
+    def one_block(w, header, lane, x0, x1, x2, x3, next_):
         """Integer sums of a block, spread over all lanes."""
-        ask_for(w + ahead, type_size)
+        ask_for(next_ + lane * type_size, type_size)
         zero = zero_i32x16()
         total = add_scaled(zero, dot(zero, prepared(w, 0), x0), block_scales(header, lane, 0))
         total = add_scaled(total, dot(zero, prepared(w, 1), x1), block_scales(header, lane, 1))
@@ -136,21 +137,21 @@ def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[...,
         return add_scaled(total, dot(zero, prepared(w, 3), x3), block_scales(header, lane, 3))
 
     @njit
-    def block_of_rows(w, stride, header, lane, q, ahead):
+    def block_of_rows(w, stride, header, lane, q, next_):
         """Integer sums of the same block of four rows, spread over the quarters."""
         x0, x1, x2, x3 = load_i8x64(q, 0), load_i8x64(q, 64), load_i8x64(q, 128), load_i8x64(q, 192)
-        a = one_block(w, header, lane, x0, x1, x2, x3, ahead)
-        b = one_block(w + stride, header, lane + 1, x0, x1, x2, x3, ahead)
-        c = one_block(w + 2 * stride, header, lane + 2, x0, x1, x2, x3, ahead)
-        d = one_block(w + 3 * stride, header, lane + 3, x0, x1, x2, x3, ahead)
+        a = one_block(w, header, lane, x0, x1, x2, x3, next_)
+        b = one_block(w + stride, header, lane + 1, x0, x1, x2, x3, next_)
+        c = one_block(w + 2 * stride, header, lane + 2, x0, x1, x2, x3, next_)
+        d = one_block(w + 3 * stride, header, lane + 3, x0, x1, x2, x3, next_)
         return sum_fours(a, b, c, d)
 
     @njit
-    def add_large(acc, w, stride, header, q, d, sums, ahead):
-        a = block_of_rows(w, stride, header, 0, q, ahead)
-        b = block_of_rows(w + type_size, stride, header, 4, q + 256, ahead)
-        c = block_of_rows(w + 2 * type_size, stride, header, 8, q + 512, ahead)
-        e = block_of_rows(w + 3 * type_size, stride, header, 12, q + 768, ahead)
+    def add_large(acc, w, stride, header, q, d, sums, next_):
+        a = block_of_rows(w, stride, header, 0, q, next_)
+        b = block_of_rows(w + type_size, stride, header, 4, q + 256, next_)
+        c = block_of_rows(w + 2 * type_size, stride, header, 8, q + 512, next_)
+        e = block_of_rows(w + 3 * type_size, stride, header, 12, q + 768, next_)
         total = sum_quarters(a, b, c, e)
         corrections = zero_i32x16()
         if offset or has_minimum:
@@ -176,9 +177,8 @@ def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[...,
         return sum_fours(a, b, c, d)
 
     @njit
-    def add_small(acc, w, stride, header, q, d, sums, ahead):
-        for j in range(4):
-            ask_for(w + j * stride + ahead, 4 * type_size)
+    def add_small(acc, w, stride, header, q, d, sums, next_):
+        ask_for(next_, 16 * type_size)
         first = two_blocks_of_rows(w, stride, q)
         total = sum_halves(first, two_blocks_of_rows(w + 2 * type_size, stride, q + 64))
         if offset:

@@ -50,7 +50,7 @@ def quantize(activation: ActivationFormat, x: np.ndarray) -> np.ndarray:
     if activation is ActivationFormat.Q8_K:
         planes[2] = planes[2].swapaxes(2, 3)
     rows = np.zeros((n_rows, activation.row_size(n)), np.uint8)
-    used = np.concatenate([np.ascontiguousarray(p).reshape(n_rows, -1).view(np.uint8) for p in planes], axis=1)
+    used = np.concatenate([_bytes(p) for p in planes], axis=1)
     rows[:, : used.shape[1]] = used
     return rows
 
@@ -77,7 +77,12 @@ def _whole_fours(plane: np.ndarray) -> np.ndarray:
     """[rows, blocks, ...] -> [rows, fours, 4, ...], padded with zeros."""
     n_rows, n_blocks, *rest = plane.shape
     padding = [(0, 0), (0, -n_blocks % 4), *[(0, 0)] * len(rest)]
-    return np.pad(plane, padding).reshape(n_rows, -1, 4, *rest)
+    return np.pad(plane, padding).reshape(n_rows, -(-n_blocks // 4), 4, *rest)
+
+
+def _bytes(plane: np.ndarray) -> np.ndarray:
+    """The bytes of each row: u8 [rows, bytes]."""
+    return np.ascontiguousarray(plane).reshape(len(plane), int(np.prod(plane.shape[1:]))).view(np.uint8)
 
 
 def _through_f16(x: np.ndarray) -> np.ndarray:
