@@ -16,6 +16,7 @@ class Op(enum.StrEnum):
 
     GET_ROWS = "get_rows"
     RMS_NORM = "rms_norm"
+    SCALE = "scale"
     QUANTIZE = "quantize"
     MATMUL = "matmul"
     MATMUL_ID = "matmul_id"
@@ -26,6 +27,7 @@ class Op(enum.StrEnum):
     EXPERT_ROWS = "expert_rows"
     SWIGLU = "swiglu"
     MOE_SUM = "moe_sum"
+    SHEXP_GATE = "shexp_gate"
 
 
 class Rows(enum.StrEnum):

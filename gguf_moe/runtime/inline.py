@@ -155,7 +155,7 @@ def _expert_rows(task: Task, arrays: _Arrays) -> None:
 
 
 def _moe_sum(task: Task, arrays: _Arrays) -> None:
-    by_row = {name: arrays.rows(name) for name in ("place", "weights", "residual", "out")}
+    by_row = {name: arrays.rows(name) for name in (*task.inputs, *task.outputs) if name != "x"}
     ops.moe_sum(arrays["x"], **by_row)
 
 

@@ -117,7 +117,13 @@ def _quantize(task: Task, memory: Memory, n_threads: int) -> Lowered:
 
 
 def _rms_norm(task: Task, memory: Memory, n_threads: int) -> Lowered:
-    return "elementwise.rms_norm", structs.RMS_NORM, {"n": task.inputs["x"].cols}
+    special: dict[str, Value] = {"n": task.inputs["x"].cols // task.options["n_head"]}
+    return "elementwise.rms_norm", structs.RMS_NORM, special | _absent(task, "bias")
+
+
+def _scale(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"n": task.outputs["out"].cols}
+    return "elementwise.scale", structs.SCALE, special | _absent(task, "residual")
 
 
 def _matmul(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -131,10 +137,7 @@ def _matmul(task: Task, memory: Memory, n_threads: int) -> Lowered:
         "x_stride": row_size(task.inputs["x"]),
         "chunk_rows": _chunk_rows(n_in, n_out, n_threads),
     }
-    absent: dict[str, Value] = {"bias": 0, "residual": 0}
-    for name in (*task.weights, *task.inputs):
-        absent.pop(name, None)
-    return "matmul.matmul", structs.MATMUL, special | absent
+    return "matmul.matmul", structs.MATMUL, special | _absent(task, "bias", "residual")
 
 
 def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -151,9 +154,7 @@ def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
         "x_stride": [row_size(buffer) for buffer in x],
         "chunk_rows": _chunk_rows(n_in, n_out, n_threads),
     }
-    if "x_index" not in task.inputs:
-        special["x_index"] = 0
-    return "matmul.matmul_id", structs.MATMUL_ID, special
+    return "matmul.matmul_id", structs.MATMUL_ID, special | _absent(task, "x_index")
 
 
 def _rope(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -179,8 +180,11 @@ def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
 
 
 def _moe_topk(task: Task, memory: Memory, n_threads: int) -> Lowered:
-    special: dict[str, Value] = {"n_expert": task.outputs["logits"].cols, "k": task.outputs["ids"].cols}
-    return "moe.moe_topk", structs.MOE_TOPK, special
+    logits = task.outputs["logits"]
+    special: dict[str, Value] = {"n_expert": logits.cols, "k": task.outputs["ids"].cols}
+    if "selection" not in task.outputs:
+        special["selection"] = memory.address(logits)
+    return "moe.moe_topk", structs.MOE_TOPK, special | _absent(task, "bias", "group_scores")
 
 
 def _expert_rows(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -194,13 +198,19 @@ def _swiglu(task: Task, memory: Memory, n_threads: int) -> Lowered:
 
 def _moe_sum(task: Task, memory: Memory, n_threads: int) -> Lowered:
     special: dict[str, Value] = {"k": task.inputs["weights"].cols, "n": task.outputs["out"].cols}
-    return "moe.moe_sum", structs.MOE_SUM, special
+    return "moe.moe_sum", structs.MOE_SUM, special | _absent(task, "shared", "residual")
+
+
+def _shexp_gate(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"n_in": task.inputs["x"].cols, "n": task.outputs["out"].cols}
+    return "moe.shexp_gate", structs.SHEXP_GATE, special
 
 
 _LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
     Op.GET_ROWS: _get_rows,
     Op.QUANTIZE: _quantize,
     Op.RMS_NORM: _rms_norm,
+    Op.SCALE: _scale,
     Op.MATMUL: _matmul,
     Op.MATMUL_ID: _matmul_id,
     Op.ROPE: _rope,
@@ -210,7 +220,14 @@ _LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
     Op.EXPERT_ROWS: _expert_rows,
     Op.SWIGLU: _swiglu,
     Op.MOE_SUM: _moe_sum,
+    Op.SHEXP_GATE: _shexp_gate,
 }
+
+
+def _absent(task: Task, *names: str) -> dict[str, Value]:
+    """Address 0 for each of the optional arrays that the task does without."""
+    there = {*task.inputs, *task.outputs, *task.weights}
+    return {name: 0 for name in names if name not in there}
 
 
 def _tile(qtype: GGMLType) -> str:

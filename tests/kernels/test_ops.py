@@ -81,11 +81,38 @@ def test_quantize_the_smallest_and_the_largest(rng, call_op, assert_same_bits, a
 
 
 @pytest.mark.parametrize("n", [8, 33, 256, 300])
-def test_rms_norm(rng, call_op, assert_same_bits, n):
-    x, weight, out, expected = normal(rng, 3, n), normal(rng, n), empty(3, n), empty(3, n)
+@pytest.mark.parametrize("n_head", [1, 3])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_rms_norm(rng, call_op, assert_same_bits, n, n_head, has_bias):
+    x, weight, bias = normal(rng, 3, n_head * n), normal(rng, n), normal(rng, n) if has_bias else None
     x[2] = 0
-    call_op("elementwise.rms_norm", structs.RMS_NORM, x=x, weight=weight, out=out, n=n, rows=3, eps=1e-5)
-    ops.rms_norm(x, weight, expected, 1e-5)
+    out, expected = empty(*x.shape), empty(*x.shape)
+    sizes = {"n": n, "n_head": n_head, "rows": 3, "eps": 1e-5}
+    arrays = {"weight": weight, "bias": bias if has_bias else 0}
+    call_op("elementwise.rms_norm", structs.RMS_NORM, x=x, out=out, **arrays, **sizes)
+    ops.rms_norm(x, weight, expected, 1e-5, n_head, bias)
+    assert_same_bits(out, expected)
+    call_op("elementwise.rms_norm", structs.RMS_NORM, x=x, out=x, **arrays, **sizes)
+    assert_same_bits(x, expected)
+
+
+def test_rms_norm_of_heads_is_near_the_truth(rng):
+    x, weight, bias, out = normal(rng, 2, 24), normal(rng, 8), normal(rng, 8), empty(2, 24)
+    ops.rms_norm(x, weight, out, 0.5, 3, bias)
+    head = x[1, 8:16].astype(float)
+    np.testing.assert_allclose(
+        out[1, 8:16], head / np.sqrt((head**2).mean() + 0.5) * weight + bias, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("n", [32, 77])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_scale(rng, call_op, assert_same_bits, n, has_residual):
+    x, residual = normal(rng, 3, n), normal(rng, 3, n) if has_residual else None
+    out, expected = empty(3, n), empty(3, n)
+    arrays = {"x": x, "residual": residual if has_residual else 0}
+    call_op("elementwise.scale", structs.SCALE, out=out, n=n, rows=3, factor=0.22, **arrays)
+    ops.scale(x, expected, 0.22, residual)
     assert_same_bits(out, expected)
 
 
@@ -117,8 +144,10 @@ def test_kv_store(rng, call_op, assert_same_bits, dtype):
 @pytest.mark.parametrize(
     ("n_head", "n_head_kv", "d_k", "d_v"), [(4, 2, 64, 64), (3, 1, 8, 8), (2, 2, 80, 72)]
 )
-@pytest.mark.parametrize(("n_past", "rows"), [(0, 1), (0, 5), (37, 3)])
-def test_attention(rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows):
+@pytest.mark.parametrize(
+    ("n_past", "rows", "n_swa"), [(0, 1, 0), (0, 5, 0), (37, 3, 0), (6, 5, 8), (37, 3, 8)]
+)
+def test_attention(rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows, n_swa):
     q, k, v = (
         normal(rng, rows, n_head * d_k),
         normal(rng, 48, n_head_kv * d_k),
@@ -126,7 +155,7 @@ def test_attention(rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k
     )
     k, v = k.astype(dtype), v.astype(dtype)
     out, expected, scores = empty(rows, n_head * d_v), empty(rows, n_head * d_v), empty(1, 48)
-    heads = {"n_head": n_head, "n_head_kv": n_head_kv, "scale": d_k**-0.5}
+    heads = {"n_head": n_head, "n_head_kv": n_head_kv, "n_swa": n_swa, "scale": d_k**-0.5}
     call_op(
         f"attention.attention_{'f16' if dtype is np.float16 else 'f32'}",
         structs.ATTENTION,
@@ -148,19 +177,28 @@ def test_attention(rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k
 
 def test_attention_is_near_the_truth(rng):
     q, k, v, out = normal(rng, 1, 64), normal(rng, 20, 64), normal(rng, 20, 64), empty(1, 64)
-    ops.attention(q, k, v, out, 19, n_head=1, n_head_kv=1, scale=0.125)
-    scores = np.exp(0.125 * k.astype(float) @ q[0])
-    np.testing.assert_allclose(out[0], scores / scores.sum() @ v, atol=1e-6)
+    for n_swa, seen in ((0, slice(0, 20)), (6, slice(14, 20)), (40, slice(0, 20))):
+        ops.attention(q, k, v, out, 19, n_head=1, n_head_kv=1, n_swa=n_swa, scale=0.125)
+        scores = np.exp(0.125 * k[seen].astype(float) @ q[0])
+        np.testing.assert_allclose(out[0], scores / scores.sum() @ v[seen], atol=1e-6)
+
+
+NO_GROUPS = {"n_group": 1, "n_group_used": 1}
 
 
 @pytest.fixture
 def topk(call_op):
-    def run(logits, k, options):
+    """Runs the kernel; returns the ids, the weights and what was chosen by."""
+
+    def run(logits, k, options, bias=None):
         ids, weights = empty(len(logits), k, dtype=np.int32), empty(len(logits), k)
-        n_expert, rows = logits.shape[1], len(logits)
-        arrays = {"logits": logits, "ids": ids, "weights": weights}
+        n_group, n_expert, rows = options["n_group"], logits.shape[1], len(logits)
+        selection = logits if bias is None and n_group == 1 else empty(rows, n_expert)
+        arrays = {"logits": logits, "selection": selection, "ids": ids, "weights": weights}
+        arrays["bias"] = 0 if bias is None else bias
+        arrays["group_scores"] = empty(rows, n_group) if n_group > 1 else 0
         call_op("moe.moe_topk", structs.MOE_TOPK, n_expert=n_expert, k=k, rows=rows, **arrays, **options)
-        return ids, weights
+        return ids, weights, selection
 
     return run
 
@@ -173,23 +211,63 @@ def test_moe_topk(rng, topk, assert_same_bits, gating, normalize, n_expert, k):
     logits[1] = 0.25  # all the same
     logits[2, : n_expert // 2] = logits[2, -1]
     logits[3] = -100.0  # sigmoids so small that the smallest sum counts
-    options = {"gating": gating, "normalize": normalize, "weights_scale": 2.5}
+    options = {"gating": gating, "normalize": normalize, "weights_scale": 2.5} | NO_GROUPS
     changed, ids, weights = logits.copy(), empty(6, k, dtype=np.int32), empty(6, k)
     ops.moe_topk(changed, ids, weights, **options)
-    got_ids, got_weights = topk(logits, k, options)
+    got_ids, got_weights, _ = topk(logits, k, options)
     np.testing.assert_array_equal(got_ids, ids)
     assert_same_bits(got_weights, weights)
     assert_same_bits(logits, changed)
     assert list(ids[1]) == list(range(k))
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("n_group", "n_group_used"), [(1, 1), (4, 2), (4, 1), (8, 8)])
+def test_moe_topk_with_bias_and_groups(rng, topk, assert_same_bits, has_bias, n_group, n_group_used):
+    logits, bias = normal(rng, 6, 32), normal(rng, 32) if has_bias else None
+    logits[1] = 0.25  # all the same
+    options = {"gating": Gating.SIGMOID, "normalize": 1, "weights_scale": 2.5}
+    options |= {"n_group": n_group, "n_group_used": n_group_used}
+    changed, ids, weights = logits.copy(), empty(6, 4, dtype=np.int32), empty(6, 4)
+    selection = empty(6, 32) if has_bias or n_group > 1 else None
+    scores = empty(6, n_group) if n_group > 1 else None
+    ops.moe_topk(changed, ids, weights, **options, selection=selection, group_scores=scores, bias=bias)
+    got_ids, got_weights, got_selection = topk(logits, 4, options, bias)
+    np.testing.assert_array_equal(got_ids, ids)
+    assert_same_bits(got_weights, weights)
+    assert_same_bits(logits, changed)
+    if selection is not None:
+        assert_same_bits(got_selection, selection)
+
+
+def test_the_bias_chooses_but_does_not_weigh(topk):
+    logits = np.float32([[0, 1, 2, 3]])
+    bias = np.float32([10, 0, 0, -10])
+    options = {"gating": Gating.SIGMOID, "normalize": 0, "weights_scale": 1.0} | NO_GROUPS
+    ids, weights, _ = topk(logits.copy(), 2, options, bias)
+    assert ids.tolist() == [[0, 2]]
+    np.testing.assert_allclose(weights, 1 / (1 + np.exp(-logits[:, [0, 2]])), rtol=1e-6)
+
+
+def test_a_group_counts_by_its_two_best(topk):
+    logits = np.float32([[9, -9, -9, 4, 4, 3.9, 3, 0, 0]])  # of three groups the second is the best
+    options = {"gating": Gating.SOFTMAX_WEIGHT, "normalize": 0, "weights_scale": 1.0}
+    ids, _, _ = topk(logits.copy(), 2, options | {"n_group": 3, "n_group_used": 1})
+    assert ids.tolist() == [[3, 4]]
+    ids, _, _ = topk(logits.copy(), 2, options | {"n_group": 3, "n_group_used": 2})
+    assert ids.tolist() == [[3, 4]]  # the third group is better than the first, whose second best is bad
+
+
 @pytest.mark.parametrize("gating", list(Gating), ids=lambda g: g.name)
+@pytest.mark.parametrize("n_group", [1, 4])
 @pytest.mark.parametrize("where", [slice(None), slice(0, 1), slice(3, 5)])
-def test_experts_chosen_by_nan_exist(rng, topk, gating, where):
+def test_experts_chosen_by_nan_exist(rng, topk, gating, where, n_group):
     logits = normal(rng, 1, 8)
     logits[0, where] = np.nan
-    ids, _ = topk(logits, 4, {"gating": gating, "normalize": 1, "weights_scale": 1.0})
+    groups = {"n_group": n_group, "n_group_used": 2 if n_group > 1 else 1}
+    ids, weights, _ = topk(logits, 4, {"gating": gating, "normalize": 1, "weights_scale": 1.0} | groups)
     assert ((ids >= 0) & (ids < 8)).all()
+    assert np.isnan(weights).all()
 
 
 PLACES = {"used": 8, "n_used": 1, "first": 9, "counts": 8, "token": 20}
@@ -230,13 +308,35 @@ def test_swiglu(rng, call_op, assert_same_bits, n):
 
 
 @pytest.mark.parametrize(("n", "k"), [(32, 2), (77, 1), (50, 4)])
-def test_moe_sum(rng, call_op, assert_same_bits, n, k):
-    x, weights, residual = normal(rng, 3 * k, n), normal(rng, 3, k), normal(rng, 3, n)
+@pytest.mark.parametrize("added", [(), ("residual",), ("shared",), ("shared", "residual")])
+def test_moe_sum(rng, call_op, assert_same_bits, n, k, added):
+    x, weights = normal(rng, 3 * k, n), normal(rng, 3, k)
     place, out, expected = rng.permutation(3 * k).astype(np.int32).reshape(3, k), empty(3, n), empty(3, n)
-    arrays = {"x": x, "place": place, "weights": weights, "residual": residual}
-    call_op("moe.moe_sum", structs.MOE_SUM, k=k, n=n, out=out, rows=3, **arrays)
-    ops.moe_sum(out=expected, **arrays)
+    addends = {name: normal(rng, 3, n) for name in added}
+    arrays = {"x": x, "place": place, "weights": weights}
+    absent = {"shared": 0, "residual": 0}
+    call_op("moe.moe_sum", structs.MOE_SUM, k=k, n=n, out=out, rows=3, **arrays, **(absent | addends))
+    ops.moe_sum(out=expected, **arrays, **addends)
     assert_same_bits(out, expected)
+
+
+def test_moe_sum_adds_all(rng):
+    x, weights, out = normal(rng, 4, 5), normal(rng, 2, 2), empty(2, 5)
+    place, shared, residual = np.array([[3, 0], [1, 2]]), normal(rng, 2, 5), normal(rng, 2, 5)
+    ops.moe_sum(x, place, weights, out, shared, residual)
+    truth = weights[1, 0] * x[1] + weights[1, 1] * x[2] + shared[1] + residual[1]
+    np.testing.assert_allclose(out[1], truth, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("n_in", "n"), [(32, 64), (77, 5)])
+def test_shexp_gate(rng, call_op, assert_same_bits, n_in, n):
+    x, weight, out = normal(rng, 3, n_in), normal(rng, n_in), normal(rng, 3, n)
+    before, expected = out.copy(), out.copy()
+    call_op("moe.shexp_gate", structs.SHEXP_GATE, x=x, weight=weight, n_in=n_in, out=out, n=n, rows=3)
+    ops.shexp_gate(x, weight, expected)
+    assert_same_bits(out, expected)
+    gate = 1 / (1 + np.exp(-(x.astype(float) @ weight)))
+    np.testing.assert_allclose(out, gate[:, None] * before, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -1,4 +1,4 @@
-"""Ops that touch each activation once: token rows, norm, rope, gate, and the store into the KV cache."""
+"""Ops that touch each activation once: token rows, norm, scale, rope, gate, the store into the KV cache."""
 
 from __future__ import annotations
 
@@ -31,10 +31,31 @@ def rms_norm(args, chunk, thread):
     a = carray(args, 1)[0]
     if chunk >= load_i64(a.rows, 0):
         return 0
-    n, weight, x, out = a.n, a.weight, a.x + chunk * 4 * a.n, a.out + chunk * 4 * a.n
-    factor = ONE / sqrt(dot_f32(x, x, n) / to_float(n) + a.eps)
+    n, weight, bias = a.n, a.weight, a.bias
+    for h in range(a.n_head):
+        start = 4 * n * (chunk * a.n_head + h)
+        x, out = a.x + start, a.out + start
+        factor = ONE / sqrt(dot_f32(x, x, n) / to_float(n) + a.eps)
+        for i in range(n):
+            store_f32(out, 4 * i, load_f32(x, 4 * i) * factor * load_f32(weight, 4 * i))
+        if bias:
+            for i in range(n):
+                store_f32(out, 4 * i, load_f32(out, 4 * i) + load_f32(bias, 4 * i))
+    return 1
+
+
+@op(structs.SCALE)
+def scale(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, start = a.n, 4 * a.n * chunk
+    x, out = a.x + start, a.out + start
     for i in range(n):
-        store_f32(out, 4 * i, load_f32(x, 4 * i) * factor * load_f32(weight, 4 * i))
+        store_f32(out, 4 * i, a.factor * load_f32(x, 4 * i))
+    if a.residual:
+        for i in range(n):
+            store_f32(out, 4 * i, load_f32(out, 4 * i) + load_f32(a.residual + start, 4 * i))
     return 1
 
 
