@@ -4,12 +4,45 @@ from __future__ import annotations
 
 import difflib
 
-from gguf_moe.arch import llama
+from gguf_moe.arch import (
+    bailingmoe,
+    bailingmoe2,
+    deepseek,
+    dots1,
+    ernie4_5_moe,
+    glm4moe,
+    granitemoe,
+    hunyuan_moe,
+    llama,
+    mellum,
+    minimax_m2,
+    olmoe,
+    phimoe,
+    qwen2moe,
+    qwen3moe,
+)
 from gguf_moe.arch.base import Arch
 from gguf_moe.checkpoint.metadata import Metadata
 from gguf_moe.errors import UnsupportedModelError
 
-ARCHS: dict[str, Arch] = {module.ARCH.name: module.ARCH for module in (llama,)}
+_MODULES = (
+    llama,
+    qwen2moe,
+    qwen3moe,
+    olmoe,
+    phimoe,
+    granitemoe,
+    deepseek,
+    dots1,
+    bailingmoe,
+    bailingmoe2,
+    ernie4_5_moe,
+    hunyuan_moe,
+    minimax_m2,
+    glm4moe,
+    mellum,
+)
+ARCHS: dict[str, Arch] = {module.ARCH.name: module.ARCH for module in _MODULES}
 
 
 def find_arch(metadata: Metadata) -> Arch:
