@@ -231,7 +231,7 @@ def write_tiny(arch: str, path: Path, *, quantized: bool = False) -> Path:
     if tiny.n_nextn:
         keys["nextn_predict_layers"] = tiny.n_nextn
     for key, value in keys.items():
-        _add_key(writer, f"{arch}.{key}", value)
+        add_key(writer, f"{arch}.{key}", value)
     tensors = dict(_tensors(arch, keys, n_vocab))
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     for name, shape in tensors.items():
@@ -345,7 +345,8 @@ def _quantized(name: str, data: np.ndarray) -> tuple[np.ndarray, GGMLQuantizatio
     return quantize(data, qtype), qtype
 
 
-def _add_key(writer: GGUFWriter, key: str, value: int | float | bool | str | list[int]) -> None:
+def add_key(writer: GGUFWriter, key: str, value: int | float | bool | str | list[int]) -> None:
+    """A key whose type follows from the value; a list is one of bools."""
     if isinstance(value, list):
         writer.add_key_value(key, [bool(v) for v in value], GGUFValueType.ARRAY, GGUFValueType.BOOL)
     else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from gguf_moe.arch.base import Arch, Shape
+from gguf_moe.arch.base import SHARED_EXPERT, Arch, Shape
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.checkpoint import Checkpoint, ExpertTensors, Tensor, expert_tensors
 from gguf_moe.checkpoint.foreign import shown
@@ -79,7 +80,20 @@ def load_weights(checkpoint: Checkpoint, arch: Arch, hparams: HParams) -> Weight
         blk=tuple(finder.block(il) for il in range(hparams.n_layer)),
     )
     finder.check_all_are_known()
+    require_kernels(checkpoint, finder.qtypes)
     return weights
+
+
+def require_kernels(checkpoint: Checkpoint, qtypes: Iterable[GGMLType]) -> None:
+    """Raise UnsupportedModelError, naming them all, if some of the types of these tensors have no kernels."""
+    missing = Counter(qtype.name for qtype in qtypes if qtype not in ACTIVATION_FORMAT)
+    if missing:
+        listed = ", ".join(f"{name} ({n} tensors)" for name, n in sorted(missing.items()))
+        supported = ", ".join(sorted(qtype.name for qtype in ACTIVATION_FORMAT))
+        raise UnsupportedModelError(
+            f"{checkpoint.path}: there are no kernels here for the types {listed} (supported: {supported}); "
+            "requantize the file, for example to Q4_K_M, with llama.cpp's llama-quantize."
+        )
 
 
 class _Finder:
@@ -89,6 +103,8 @@ class _Finder:
         self.checkpoint = checkpoint
         self.arch = arch
         self.hparams = hparams
+        self.qtypes: list[GGMLType] = []
+        """The types of the tensors that were found."""
 
     @cached_property
     def n_ff_shexp(self) -> int:
@@ -113,12 +129,14 @@ class _Finder:
             ffn_up_exps=self.experts(il, "up", hp.n_embd, hp.n_ff_exp),
             ffn_down_exps=self.experts(il, "down", hp.n_ff_exp, hp.n_embd),
         )
-        return Block(tensors | self.find(prefix, arch.moe_tensors), experts)
+        shapes = dict(arch.moe_tensors)
+        if any(prefix + name in self.checkpoint.tensors for name in SHARED_EXPERT):
+            shapes |= {name: shape for name, shape in SHARED_EXPERT.items() if name in shapes}
+        return Block(tensors | self.find(prefix, shapes), experts)
 
     def experts(self, il: int, role: str, n_in: int, n_out: int) -> ExpertTensors:
         found = expert_tensors(self.checkpoint, il, role, self.hparams.n_expert, n_in, n_out)
-        for qtype in set(found.qtypes):
-            self.require_kernel(f"an expert of layer {il}", qtype)
+        self.qtypes += set(found.qtypes)
         return found
 
     def attention(self, prefix: str) -> dict[str, Tensor]:
@@ -149,22 +167,13 @@ class _Finder:
         return self.n_ff_shexp if dimension == "n_ff_shexp" else getattr(self.hparams, dimension)
 
     def checked(self, tensor: Tensor) -> Tensor:
-        self.require_kernel(tensor.name, tensor.qtype)
+        self.qtypes.append(tensor.qtype)
         if len(tensor.shape) == 1 and tensor.qtype != GGMLType.F32:
             raise GGUFError(
                 f"{self.checkpoint.path}: {tensor.name} is stored as {tensor.qtype.name}, but vectors must "
                 "be F32; convert the file again."
             )
         return tensor
-
-    def require_kernel(self, what: str, qtype: GGMLType) -> None:
-        if qtype not in ACTIVATION_FORMAT:
-            supported = ", ".join(sorted(t.name for t in ACTIVATION_FORMAT))
-            raise UnsupportedModelError(
-                f"{self.checkpoint.path}: {what} is stored as {qtype.name}, which has no kernel here "
-                f"(supported: {supported}); requantize the file, for example to Q4_K_M, with llama.cpp's "
-                "llama-quantize."
-            )
 
     def check_all_are_known(self) -> None:
         """Raise UnsupportedModelError for a tensor that is in none of the tables."""
