@@ -5,7 +5,7 @@
 
 A merge can take part in a text only if what it makes occurs in the text. So the texts have the same ids by
 the whole vocabulary and by the tokens and merges that occur in them, whatever cuts the texts into words.
-NAME.cut.json holds those, with the ids of the whole vocabulary; the texts go to NAME.inp, their ids to NAME.out.
+NAME.cut.json holds those, with the ids of the whole vocabulary; texts go to NAME.inp, their ids to NAME.out.
 """
 
 from __future__ import annotations

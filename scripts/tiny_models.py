@@ -10,20 +10,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, TokenType
 from gguf.quants import dequantize, quantize
+from tiny_table import COMMON, N_LAYER, TINY
 
 from gguf_moe.arch import ARCHS
 from gguf_moe.arch.base import Shape
 from gguf_moe.text.bpe import byte_level_alphabet
 
 Q4_0, Q5_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q5_1", "Q8_0"))
-N_CTX_TRAIN = 512
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>")
 MERGES = (
     "Ġ Ġ", "ĠĠ ĠĠ", "Ċ Ċ", "ĊĊ Ċ", "ĉ Ċ", "Ċ Ġ", "3 3", "33 3", "333 33", "' l", "'l l", "' m", "' t", "h e",
@@ -34,190 +33,6 @@ PIECES = (
     "▁", "▁▁", *"etaoinshrdlucmfwygpbvk", "▁t", "he", "in", "er", "an", "re", "on", "ll", "▁the", "▁a",
     "Hello",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """What a tiny file has beyond the common sizes and the tensors that its architecture requires."""
-
-    pre: str
-    """The name of its pre-tokenizer; "" for a SentencePiece vocabulary."""
-    keys: Mapping[str, int | float | bool | str | list[int]] = field(default_factory=dict)
-    """Keys of the architecture, without its name."""
-    optional: tuple[str, ...] = ()
-    """Which of the tensors that files may leave out it has."""
-    fused_qkv: bool = False
-    n_dense: int = 0
-    """So many blocks at the beginning are dense."""
-    n_nextn: int = 0
-    """So many blocks at the end guess further tokens; they are to be skipped."""
-    shared: int = 0
-    """The width of the shared expert."""
-    output_gain: float = 2.5
-
-
-COMMON = {
-    "context_length": N_CTX_TRAIN,
-    "embedding_length": 64,
-    "attention.head_count": 4,
-    "attention.head_count_kv": 2,
-    "attention.layer_norm_rms_epsilon": 1e-5,
-    "rope.freq_base": 10000.0,
-    "feed_forward_length": 96,
-    "expert_count": 8,
-    "expert_used_count": 3,
-}
-N_LAYER = 3
-QKV_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
-WIDE_HEADS = {"attention.key_length": 32, "attention.value_length": 32}
-SIGMOID = {"expert_gating_func": 2}
-
-TINY: dict[str, Tiny] = {
-    "llama": Tiny("", {"expert_used_count": 2}, ("output.weight", "rope_freqs.weight")),
-    "qwen2moe": Tiny(
-        "qwen2",
-        {"expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 64},
-        ("output.weight", *QKV_BIAS),
-        shared=64,
-    ),
-    "qwen3moe": Tiny("qwen2", {"expert_feed_forward_length": 32, **WIDE_HEADS}),
-    "olmoe": Tiny("olmo", {"attention.head_count_kv": 4}, ("output.weight",)),
-    "phimoe": Tiny(
-        "",
-        {
-            "expert_used_count": 2,
-            "rope.scaling.original_context_length": 128,
-            "rope.scaling.attn_factor": 1.19,
-        },
-        (*QKV_BIAS, "rope_factors_long.weight", "rope_factors_short.weight"),
-    ),
-    "granitemoe": Tiny(
-        "refact",
-        {
-            "embedding_scale": 0.5,
-            "residual_scale": 0.75,
-            "attention.scale": 0.2,
-            "logit_scale": 4.0,
-            "expert_shared_feed_forward_length": 64,
-        },
-        ("attn_output.bias", "ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"),
-        shared=64,
-        output_gain=10.0,
-    ),
-    "deepseek": Tiny(
-        "deepseek-llm",
-        {
-            "expert_feed_forward_length": 32,
-            "expert_shared_count": 2,
-            "expert_weights_scale": 1.7,
-            "leading_dense_block_count": 1,
-            "rope.scaling.type": "none",
-        },
-        ("output.weight",),
-        n_dense=1,
-        shared=64,
-    ),
-    "dots1": Tiny(
-        "qwen2",
-        {
-            "attention.head_count_kv": 4,
-            "expert_feed_forward_length": 32,
-            "expert_shared_count": 2,
-            "expert_weights_scale": 2.5,
-            "expert_weights_norm": True,
-            "leading_dense_block_count": 1,
-            **SIGMOID,
-            **WIDE_HEADS,
-        },
-        ("output.weight", "exp_probs_b.bias"),
-        n_dense=1,
-        shared=64,
-    ),
-    "bailingmoe": Tiny(
-        "bailingmoe",
-        {
-            "expert_feed_forward_length": 32,
-            "expert_shared_count": 2,
-            "expert_weights_scale": 1.5,
-            "expert_weights_norm": True,
-            "rope.dimension_count": 16,
-        },
-        ("output.weight",),
-        shared=64,
-    ),
-    "bailingmoe2": Tiny(
-        "bailingmoe2",
-        {
-            "expert_count": 16,
-            "expert_used_count": 4,
-            "expert_group_count": 4,
-            "expert_group_used_count": 2,
-            "expert_feed_forward_length": 32,
-            "expert_shared_count": 1,
-            "expert_weights_scale": 2.5,
-            "expert_weights_norm": True,
-            "leading_dense_block_count": 1,
-            "rope.dimension_count": 8,
-            **SIGMOID,
-        },
-        ("output.weight", "exp_probs_b.bias"),
-        fused_qkv=True,
-        n_dense=1,
-        n_nextn=1,
-        shared=32,
-    ),
-    "ernie4_5-moe": Tiny(
-        "",
-        {
-            "expert_feed_forward_length": 32,
-            "expert_shared_feed_forward_length": 64,
-            "leading_dense_block_count": 1,
-            "interleave_moe_layer_step": 1,
-        },
-        ("exp_probs_b.bias", "ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"),
-        n_dense=1,
-        shared=64,
-    ),
-    "hunyuan-moe": Tiny(
-        "hunyuan",
-        {"expert_feed_forward_length": 96, "expert_shared_feed_forward_length": 64, **WIDE_HEADS},
-        shared=64,
-    ),
-    "minimax-m2": Tiny(
-        "minimax-m2",
-        {"expert_feed_forward_length": 96, "rope.dimension_count": 16, **SIGMOID, **WIDE_HEADS},
-        ("output.weight",),
-    ),
-    "glm4moe": Tiny(
-        "glm4",
-        {
-            "expert_feed_forward_length": 32,
-            "expert_shared_count": 1,
-            "expert_weights_scale": 1.5,
-            "expert_weights_norm": True,
-            "leading_dense_block_count": 1,
-            "rope.dimension_count": 16,
-            **WIDE_HEADS,
-        },
-        (*QKV_BIAS, "attn_q_norm.weight", "attn_k_norm.weight"),
-        n_dense=1,
-        n_nextn=1,
-        shared=32,
-    ),
-    "mellum": Tiny(
-        "mellum2",
-        {
-            "expert_feed_forward_length": 32,
-            "attention.sliding_window": 24,
-            "attention.sliding_window_pattern": [1, 0, 1],
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 4.0,
-            "rope.scaling.original_context_length": 128,
-            **WIDE_HEADS,
-        },
-        ("output.weight",),
-    ),
-}
 
 
 def write_tiny(arch: str, path: Path, *, quantized: bool = False) -> Path:
@@ -236,8 +51,8 @@ def write_tiny(arch: str, path: Path, *, quantized: bool = False) -> Path:
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     for name, shape in tensors.items():
         data, qtype = _random(arch, name, shape, tiny.output_gain if name == head else None), None
-        if len(shape) > 1 and "ffn_gate_inp" not in name:  # routers are F32 in all files
-            rows, qtype = _quantized(name, data)
+        if len(shape) > 1 and "ffn_gate_inp" not in name and "bias" not in name:  # these are F32 in all files
+            rows, qtype = _quantized(name, data, tiny.expert_type)
             data = rows if quantized else dequantize(rows, qtype)
         writer.add_tensor(name, data, raw_dtype=qtype if quantized else None)
     writer.write_header_to_file()
@@ -303,6 +118,7 @@ def _sizes(arch: str, keys: Mapping[str, Any], n_vocab: int) -> dict[str, int]:
     return {
         "n_vocab": n_vocab,
         "n_embd": n_embd,
+        "n_head": n_head,
         "n_embd_q": n_head * n_embd_head,
         "n_embd_out": n_head * n_embd_head,
         "n_embd_k_gqa": n_embd_gqa,
@@ -330,6 +146,10 @@ def _random(arch: str, name: str, shape: tuple[int, ...], gain: float | None) ->
         return np.float32(1.0) + np.float32(0.25) * uniform
     if name.startswith("rope_"):
         return np.float32(2.0) + uniform * np.float32(0.75)
+    if "attn_sinks" in name:
+        return uniform * np.float32(3.0)
+    if name.endswith("_exps.bias"):
+        return uniform * np.float32(0.25)
     if len(shape) == 1:
         return uniform * np.float32(0.1 if "exp_probs_b" in name else 0.25)
     if gain is None:
@@ -337,11 +157,13 @@ def _random(arch: str, name: str, shape: tuple[int, ...], gain: float | None) ->
     return uniform * np.float32(gain * math.sqrt(3.0 / shape[-1]))
 
 
-def _quantized(name: str, data: np.ndarray) -> tuple[np.ndarray, GGMLQuantizationType]:
+def _quantized(
+    name: str, data: np.ndarray, expert_type: GGMLQuantizationType | None
+) -> tuple[np.ndarray, GGMLQuantizationType]:
     """A matrix as blocks, and their type; together the types of a file are a mix."""
     qtype = Q8_0
     if "_exps" in name:
-        qtype = Q5_1 if "down" in name else Q4_0
+        qtype = expert_type or (Q5_1 if "down" in name else Q4_0)
     return quantize(data, qtype), qtype
 
 

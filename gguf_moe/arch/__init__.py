@@ -11,6 +11,7 @@ from gguf_moe.arch import (
     dots1,
     ernie4_5_moe,
     glm4moe,
+    gpt_oss,
     granitemoe,
     hunyuan_moe,
     llama,
@@ -42,6 +43,7 @@ _MODULES = (
     minimax_m2,
     glm4moe,
     mellum,
+    gpt_oss,
 )
 ARCHS: dict[str, Arch] = {module.ARCH.name: module.ARCH for module in _MODULES}
 

@@ -18,6 +18,15 @@ class RopeStyle(enum.Enum):
     """Halves: i and i + n_rot / 2."""
 
 
+class GatedUnit(enum.Enum):
+    """How gate and up of a feed-forward become one (llama.cpp: llm_ffn_op_type)."""
+
+    SWIGLU = "swiglu"
+    """silu(gate) * up."""
+    SWIGLU_OAI = "swiglu_oai"
+    """The clamped form of gpt-oss."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A tensor's shape in GGUF order (fastest dimension first), as names of HParams fields."""
@@ -49,7 +58,7 @@ class Arch:
     The norms of queries and keys, attn_q_norm and attn_k_norm, are as long as a head, or as all heads.
     """
     moe_tensors: Mapping[str, Shape] = field(default_factory=dict)
-    """More tensors of a block that has a router: the router's bias, and the shared expert."""
+    """More tensors of a block that has a router: biases, and the shared expert."""
     dense_tensors: Mapping[str, Shape] = field(default_factory=dict)
     """Feed-forward tensors of a block that has no router."""
     tensors: Mapping[str, Shape] = field(default_factory=lambda: OUTER)
@@ -58,6 +67,7 @@ class Arch:
     """The name of the norm before the feed-forward."""
     norms_after_rope: bool = False
     """Whether queries and keys are normed after rope and not before."""
+    gated_unit: GatedUnit = GatedUnit.SWIGLU
     expert_gating_func: Gating = Gating.SOFTMAX
     """What the router's logits go through where the file doesn't say."""
     expert_weights_norm: bool = True

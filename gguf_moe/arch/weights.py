@@ -168,7 +168,8 @@ class _Finder:
 
     def checked(self, tensor: Tensor) -> Tensor:
         self.qtypes.append(tensor.qtype)
-        if len(tensor.shape) == 1 and tensor.qtype != GGMLType.F32:
+        is_vector = len(tensor.shape) == 1 or tensor.name.endswith(".bias")
+        if is_vector and tensor.qtype != GGMLType.F32:
             raise GGUFError(
                 f"{self.checkpoint.path}: {tensor.name} is stored as {tensor.qtype.name}, but vectors must "
                 "be F32; convert the file again."

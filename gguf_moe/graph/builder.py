@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gguf_moe.arch.base import Arch, RopeStyle
+from gguf_moe.arch.base import Arch, GatedUnit, RopeStyle
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.checkpoint import ExpertTensors, Tensor
 from gguf_moe.graph.task import Buffer, Graph, Kind, Op, Rows
@@ -127,4 +127,5 @@ class Builder:
         self.graph.add(name, Op.ROPE, Rows.TOKENS, inputs=tables, outputs={"x": x}, options=options)
 
     def swiglu(self, name: str, gate: Buffer, up: Buffer, rows: Rows) -> None:
-        self.graph.add(name, Op.SWIGLU, rows, inputs={"up": up}, outputs={"gate": gate})
+        op = Op.SWIGLU if self.arch.gated_unit is GatedUnit.SWIGLU else Op.SWIGLU_OAI
+        self.graph.add(name, op, rows, inputs={"up": up}, outputs={"gate": gate})

@@ -80,6 +80,7 @@ class Decoder(Builder):
             Rows.TOKENS,
             inputs={"q": q, "k": cache_k, "v": cache_v},
             outputs={"out": kqv_out},
+            weights={"sinks": sinks} if (sinks := block.get("attn_sinks.weight")) else {},
             options={
                 "n_head": hp.n_head,
                 "n_head_kv": hp.n_head_kv,
@@ -170,9 +171,12 @@ class Decoder(Builder):
         x = self.activations(f"ffn_norm-{il}", normed, (t for _, role in roles for t in role.qtypes))
         for out, role in roles:
             self.matmul_id(f"{out.name}-{il}", x, role, out, places, gather=True)
+        self.expert_bias(il, block, "ffn_gate_exps", gate, topk, places)
+        self.expert_bias(il, block, "ffn_up_exps", up, topk, places)
         self.swiglu(f"ffn_moe_swiglu-{il}", gate, up, Rows.PLACES)
         x = self.activations(f"ffn_moe_swiglu-{il}", gate, experts.ffn_down_exps.qtypes, Rows.PLACES)
         self.matmul_id(f"ffn_moe_down-{il}", x, experts.ffn_down_exps, down, places, gather=False)
+        self.expert_bias(il, block, "ffn_down_exps", down, topk, places)
         inputs = {"x": down, "place": places["place"], "weights": chosen}
         if "ffn_down_shexp.weight" in block.tensors:
             inputs["shared"] = self.shared_expert(il, normed, block)
@@ -183,7 +187,7 @@ class Decoder(Builder):
         hp = self.hparams
         x = self.activations(f"ffn_norm-{il}", normed, (weight.qtype,))
         logits = self.buffer("ffn_moe_logits", hp.n_expert)
-        self.matmul(f"ffn_moe_logits-{il}", x, weight, logits)
+        self.matmul(f"ffn_moe_logits-{il}", x, weight, logits, bias=block.get("ffn_gate_inp.bias"))
         topk = self.buffer("ffn_moe_topk", hp.n_expert_used, Kind.I32)
         chosen = self.buffer("ffn_moe_weights", hp.n_expert_used)
         outputs = {"logits": logits, "ids": topk, "weights": chosen}
@@ -208,6 +212,20 @@ class Decoder(Builder):
             },
         )
         return topk, chosen
+
+    def expert_bias(
+        self, il: int, block: Block, name: str, x: Buffer, topk: Buffer, places: dict[str, Buffer]
+    ) -> None:
+        """Add to what each expert gave its own bias, if the file has one."""
+        if bias := block.get(f"{name}.bias"):
+            self.graph.add(
+                f"{x.name}_biased-{il}",
+                Op.ADD_ID,
+                Rows.TOKENS,
+                inputs={"ids": topk, "place": places["place"]},
+                outputs={"x": x},
+                weights={"bias": bias},
+            )
 
     def shared_expert(self, il: int, normed: Buffer, block: Block) -> Buffer:
         """ffn_norm -> the output of the expert for every token, times its gate if it has one."""

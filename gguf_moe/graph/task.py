@@ -26,6 +26,8 @@ class Op(enum.StrEnum):
     MOE_TOPK = "moe_topk"
     EXPERT_ROWS = "expert_rows"
     SWIGLU = "swiglu"
+    SWIGLU_OAI = "swiglu_oai"
+    ADD_ID = "add_id"
     MOE_SUM = "moe_sum"
     SHEXP_GATE = "shexp_gate"
 

@@ -176,7 +176,7 @@ def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
         "scores": memory.address(scores),
         "scores_stride": row_size(scores),
     }
-    return f"attention.attention_{k.kind.value}", structs.ATTENTION, special
+    return f"attention.attention_{k.kind.value}", structs.ATTENTION, special | _absent(task, "sinks")
 
 
 def _moe_topk(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -194,6 +194,15 @@ def _expert_rows(task: Task, memory: Memory, n_threads: int) -> Lowered:
 
 def _swiglu(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "elementwise.swiglu", structs.SWIGLU, {"n": task.outputs["gate"].cols}
+
+
+def _swiglu_oai(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    return "elementwise.swiglu_oai", structs.SWIGLU_OAI, {"n": task.outputs["gate"].cols}
+
+
+def _add_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"k": task.inputs["ids"].cols, "n": task.outputs["x"].cols}
+    return "moe.add_id", structs.ADD_ID, special
 
 
 def _moe_sum(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -219,6 +228,8 @@ _LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
     Op.MOE_TOPK: _moe_topk,
     Op.EXPERT_ROWS: _expert_rows,
     Op.SWIGLU: _swiglu,
+    Op.SWIGLU_OAI: _swiglu_oai,
+    Op.ADD_ID: _add_id,
     Op.MOE_SUM: _moe_sum,
     Op.SHEXP_GATE: _shexp_gate,
 }

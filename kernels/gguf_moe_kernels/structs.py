@@ -46,9 +46,11 @@ KV_STORE = _struct("x cache n n_past rows")
 
 # out[i, h] = softmax(scale * q[i, h] . k[: n_past + i + 1, h']) . v[.., h'], h' = h / (n_head / n_head_kv)
 # n_swa: only the last n_swa of these positions, or all if 0
+# sinks: float32 [n_head], a score of each head that takes part in the softmax and has no value, or 0 for none
 # scores: float32 [threads, n_ctx], scores_stride bytes a thread
 ATTENTION = _struct(
-    "q k v out n_head n_head_kv n_embd_head_k n_embd_head_v n_swa n_past scores scores_stride rows", "scale"
+    "q k v sinks out n_head n_head_kv n_embd_head_k n_embd_head_v n_swa n_past scores scores_stride rows",
+    "scale",
 )
 
 # logits float32 [rows, n_expert] -> ids int32 [rows, k], weights float32 [rows, k]
@@ -66,6 +68,12 @@ EXPERT_ROWS = _struct("ids n_expert k used n_used first token place counts rows"
 
 # gate[i] = silu(gate[i]) * up[i], float32 [n]
 SWIGLU = _struct("gate up n rows")
+
+# g = min(gate[i], 7), u = up[i] within -7 and 7: gate[i] = g * sigmoid(1.702 * g) * (u + 1), float32 [n]
+SWIGLU_OAI = _struct("gate up n rows")
+
+# x[place[i, j]] += bias[ids[i, j]], float32 [n]; ids and place are int32 [rows, k], bias [n_expert, n]
+ADD_ID = _struct("x bias ids place k n rows")
 
 # out[i] = sum over j of weights[i, j] * x[place[i, j]] in the router's order (+ shared[i]) (+ residual[i])
 MOE_SUM = _struct("x place weights k n shared residual out rows")

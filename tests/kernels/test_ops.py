@@ -147,12 +147,16 @@ def test_kv_store(rng, call_op, assert_same_bits, dtype):
 @pytest.mark.parametrize(
     ("n_past", "rows", "n_swa"), [(0, 1, 0), (0, 5, 0), (37, 3, 0), (6, 5, 8), (37, 3, 8)]
 )
-def test_attention(rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows, n_swa):
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_attention(
+    rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows, n_swa, has_sinks
+):
     q, k, v = (
         normal(rng, rows, n_head * d_k),
         normal(rng, 48, n_head_kv * d_k),
         normal(rng, 48, n_head_kv * d_v),
     )
+    sinks = normal(rng, n_head) * 5 if has_sinks else None
     k, v = k.astype(dtype), v.astype(dtype)
     out, expected, scores = empty(rows, n_head * d_v), empty(rows, n_head * d_v), empty(1, 48)
     heads = {"n_head": n_head, "n_head_kv": n_head_kv, "n_swa": n_swa, "scale": d_k**-0.5}
@@ -162,6 +166,7 @@ def test_attention(rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k
         q=q,
         k=k,
         v=v,
+        sinks=sinks if has_sinks else 0,
         out=out,
         n_embd_head_k=d_k,
         n_embd_head_v=d_v,
@@ -171,7 +176,7 @@ def test_attention(rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k
         rows=rows,
         **heads,
     )
-    ops.attention(q, k, v, expected, n_past, **heads)
+    ops.attention(q, k, v, expected, n_past, **heads, sinks=sinks)
     assert_same_bits(out, expected)
 
 
@@ -181,6 +186,9 @@ def test_attention_is_near_the_truth(rng):
         ops.attention(q, k, v, out, 19, n_head=1, n_head_kv=1, n_swa=n_swa, scale=0.125)
         scores = np.exp(0.125 * k[seen].astype(float) @ q[0])
         np.testing.assert_allclose(out[0], scores / scores.sum() @ v[seen], atol=1e-6)
+        sinks = np.float32([1.5])
+        ops.attention(q, k, v, out, 19, n_head=1, n_head_kv=1, n_swa=n_swa, scale=0.125, sinks=sinks)
+        np.testing.assert_allclose(out[0], scores / (scores.sum() + np.exp(1.5)) @ v[seen], atol=1e-6)
 
 
 NO_GROUPS = {"n_group": 1, "n_group_used": 1}
@@ -305,6 +313,32 @@ def test_swiglu(rng, call_op, assert_same_bits, n):
     call_op("elementwise.swiglu", structs.SWIGLU, gate=gate, up=up, n=n, rows=4)
     assert_same_bits(gate, expected)
     assert np.isnan(gate[0, 0])
+
+
+def test_swiglu_oai(rng, call_op, assert_same_bits):
+    gate, up = normal(rng, 4, 77) * 10, normal(rng, 4, 77) * 10
+    gate[0, :4] = np.nan, np.inf, -np.inf, -0.0
+    up[1, :4] = np.nan, np.inf, -np.inf, -0.0
+    before, expected = gate.copy(), gate.copy()
+    ops.swiglu_oai(expected, up)
+    call_op("elementwise.swiglu_oai", structs.SWIGLU_OAI, gate=gate, up=up, n=77, rows=4)
+    assert_same_bits(gate, expected)
+    assert np.isnan(gate[0, 0])
+    assert np.isnan(gate[1, 0])
+    g, u = before[2:].astype(float).clip(None, 7), up[2:].astype(float).clip(-7, 7)
+    np.testing.assert_allclose(gate[2:], g / (1 + np.exp(-1.702 * g)) * (u + 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "k"), [(32, 2), (77, 1), (50, 4)])
+def test_add_id(rng, call_op, assert_same_bits, n, k):
+    x, bias = normal(rng, 3 * k, n), normal(rng, 8, n)
+    ids = np.stack([rng.permutation(8)[:k] for _ in range(3)]).astype(np.int32)
+    place = rng.permutation(3 * k).astype(np.int32).reshape(3, k)
+    before, expected = x.copy(), x.copy()
+    ops.add_id(expected, bias, ids, place)
+    call_op("moe.add_id", structs.ADD_ID, x=x, bias=bias, ids=ids, place=place, k=k, n=n, rows=3)
+    assert_same_bits(x, expected)
+    assert_same_bits(x[place[1, 0]], before[place[1, 0]] + bias[ids[1, 0]])
 
 
 @pytest.mark.parametrize(("n", "k"), [(32, 2), (77, 1), (50, 4)])

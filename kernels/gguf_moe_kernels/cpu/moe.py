@@ -138,6 +138,19 @@ def expert_rows(args, chunk, thread):
     return 1
 
 
+@op(structs.ADD_ID)
+def add_id(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, k = a.n, a.k
+    for j in range(chunk * k, (chunk + 1) * k):
+        x, bias = a.x + load_i32(a.place, 4 * j) * 4 * n, a.bias + load_i32(a.ids, 4 * j) * 4 * n
+        for i in range(n):
+            store_f32(x, 4 * i, load_f32(x, 4 * i) + load_f32(bias, 4 * i))
+    return 1
+
+
 @op(structs.MOE_SUM)
 def moe_sum(args, chunk, thread):
     a = carray(args, 1)[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_moe_kernels.constants import SMALLEST_SUM
+from gguf_moe_kernels.constants import OAI_ALPHA, OAI_LIMIT, SMALLEST_SUM
 from gguf_moe_kernels.gating import Gating
 from gguf_moe_kernels.quants import GGMLType
 from gguf_moe_kernels.ref import exact
@@ -67,10 +67,16 @@ def kv_store(x: np.ndarray, cache: np.ndarray, n_past: int) -> None:
 
 
 @quiet
-def softmax(x: np.ndarray) -> np.ndarray:
-    """exp(x - largest) / sum over the last axis."""
-    e = exact.exp(x - x.max(axis=-1, keepdims=True))
-    return e * (ONE / exact.sum(e))[..., None]
+def softmax(x: np.ndarray, sinks: np.ndarray | None = None) -> np.ndarray:
+    """exp(x - largest) / sum over the last axis; `sinks` are one more element of each row, added last."""
+    largest = x.max(axis=-1)
+    if sinks is not None:
+        largest = np.maximum(largest, sinks)
+    e = exact.exp(x - largest[..., None])
+    total = exact.sum(e)
+    if sinks is not None:
+        total = total + exact.exp(sinks - largest)
+    return e * (ONE / total)[..., None]
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -89,12 +95,14 @@ def attention(
     n_head_kv: int,
     scale: float,
     n_swa: int = 0,
+    sinks: np.ndarray | None = None,
 ) -> None:
     """out[i, h] = softmax(scale * q[i, h] . k[first : n_past + i + 1, h']) . v[first : n_past + i + 1, h'].
 
     h' = h / (n_head / n_head_kv), rounded down. k, v: float16 or float32 [n_ctx, n_head_kv * head width].
-    A token sees the last n_swa positions, its own among them; with n_swa 0 it sees all. Values are added by
-    fma in ascending position.
+    A token sees the last n_swa positions, its own among them; with n_swa 0 it sees all. A sink, one number
+    for a head, takes part in the softmax as a score does, but has no value. Values are added by fma in
+    ascending position.
     """
     n = len(q)
     queries = q.reshape(n, n_head, -1)
@@ -108,7 +116,7 @@ def attention(
             for cache in (k, v)
         )
         scores = np.float32(scale) * exact.dot(keys, queries[i])  # [n_kv, n_head]
-        weights = softmax(scores.T)
+        weights = softmax(scores.T, sinks)
         total = np.zeros(values.shape[1:], np.float32)
         for j in range(n_kv):
             total = fma(weights[:, j, None], values[j], total)
@@ -207,6 +215,19 @@ def expert_rows(
 def swiglu(gate: np.ndarray, up: np.ndarray) -> None:
     """gate = silu(gate) * up, in place."""
     gate[:] = exact.silu(gate) * up
+
+
+@quiet
+def swiglu_oai(gate: np.ndarray, up: np.ndarray) -> None:
+    """gate = g * sigmoid(1.702 * g) * (u + 1), in place; g = min(gate, 7), and u is up within -7 and 7."""
+    g, u = np.minimum(gate, OAI_LIMIT), np.clip(up, -OAI_LIMIT, OAI_LIMIT)
+    gate[:] = g / (ONE + exact.exp(-(OAI_ALPHA * g))) * (u + ONE)
+
+
+@quiet
+def add_id(x: np.ndarray, bias: np.ndarray, ids: np.ndarray, place: np.ndarray) -> None:
+    """x[place[i, j]] += bias[ids[i, j]]. ids, place: int32 [rows, k]; bias: [n_expert, n]."""
+    x[place] += bias[ids]
 
 
 @quiet
