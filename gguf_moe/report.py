@@ -27,8 +27,9 @@ _ROLES = (
     (r"blk\.\d+\.attn", "attention"),
     (r"blk\.\d+\.ffn_(gate|up|down|gate_up)(_exps|\.\d+)\.", "experts"),
     (r"blk\.\d+\.ffn_\w*shexp", "shared experts"),
-    (r"blk\.\d+\.ffn_gate_inp", "routers"),
-    (r"blk\.\d+\.ffn", "feed-forward"),
+    (r"blk\.\d+\.(ffn_gate_inp|exp_probs_b)", "routers"),
+    (r"blk\.\d+\.(ffn|post_attention_norm)", "feed-forward"),
+    (r"blk\.\d+\.nextn", "NextN, not used"),
 )
 
 

@@ -103,7 +103,7 @@ def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
     n_ctx_train = keys.integer("context_length", minimum=1, maximum=MAX_CONTEXT)
     n_embd = keys.integer("embedding_length", minimum=1, maximum=MAX_WIDTH)
     n_ff = _same_in_all_layers(keys, "feed_forward_length", n_layer_all, 0, maximum=MAX_WIDTH)
-    rope_freq_base = keys.number("rope.freq_base", 10000.0, positive=True)
+    rope_freq_base = _frequency_base(keys, "rope.freq_base", 10000.0)
     return HParams(
         n_vocab=_n_vocab(metadata),
         n_ctx_train=n_ctx_train,
@@ -116,7 +116,7 @@ def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
         f_residual_scale=keys.number("residual_scale", 0.0) or 1.0,
         f_logit_scale=keys.number("logit_scale", 0.0) or 1.0,
         rope_freq_base=rope_freq_base,
-        rope_freq_base_swa=keys.number("rope.freq_base_swa", rope_freq_base, positive=True),
+        rope_freq_base_swa=_frequency_base(keys, "rope.freq_base_swa", rope_freq_base),
         rope_scaling=_rope_scaling(keys, n_ctx_train),
         **_sliding_window(keys, arch, n_layer, n_layer_all),
         **_experts(keys, arch, n_ff, n_layer_all),
@@ -134,7 +134,9 @@ def _heads(keys: Metadata, n_embd: int, n_layer_all: int) -> dict[str, Any]:
     n_embd_head_k = keys.integer("attention.key_length", n_embd // n_head, minimum=1, maximum=MAX_WIDTH)
     n_rot = keys.integer("rope.dimension_count", n_embd_head_k, minimum=2, maximum=n_embd_head_k)
     if n_rot % 2:
-        raise keys.wrong("rope.dimension_count", "an even number")
+        known = (key for key in ("rope.dimension_count", "attention.key_length") if key in keys)
+        key = next(known, "attention.head_count")
+        raise keys.wrong(key, f"a number that makes rope turn an even number of elements, not {n_rot}")
     return {
         "n_head": n_head,
         "n_head_kv": n_head_kv,
@@ -214,6 +216,13 @@ def _gating(keys: Metadata, arch: Arch) -> Gating:
         return Gating(value)
     except ValueError:
         raise keys.wrong("expert_gating_func", f"one of {', '.join(str(int(g)) for g in Gating)}") from None
+
+
+def _frequency_base(keys: Metadata, key: str, default: float) -> float:
+    base = keys.number(key, default, positive=True)
+    if base <= 1.0:
+        raise keys.wrong(key, "a number greater than 1")
+    return base
 
 
 def _rope_scaling(keys: Metadata, n_ctx_train: int) -> RopeScaling:

@@ -25,7 +25,7 @@ class RopeTable:
         if scaling.type == "yarn":
             kept = _yarn_ramp(n_rot, freq_base, scaling)
             interpolated = interpolated * (1.0 - kept) + frequencies * kept
-            magnitude *= 1.0 + 0.1 * math.log(scaling.factor)
+            magnitude *= 1.0 + 0.1 * math.log(max(1.0, scaling.factor))
         self._frequencies = interpolated  # f64 [n_rot / 2]
         self._magnitude = magnitude
 
