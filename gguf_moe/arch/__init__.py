@@ -28,22 +28,22 @@ from gguf_moe.checkpoint.metadata import Metadata
 from gguf_moe.errors import UnsupportedModelError
 
 _MODULES = (
-    llama,
-    qwen2moe,
-    qwen3moe,
-    olmoe,
-    phimoe,
-    granitemoe,
-    deepseek,
-    dots1,
     bailingmoe,
     bailingmoe2,
+    deepseek,
+    dots1,
     ernie4_5_moe,
-    hunyuan_moe,
-    minimax_m2,
     glm4moe,
-    mellum,
     gpt_oss,
+    granitemoe,
+    hunyuan_moe,
+    llama,
+    mellum,
+    minimax_m2,
+    olmoe,
+    phimoe,
+    qwen2moe,
+    qwen3moe,
 )
 ARCHS: dict[str, Arch] = {module.ARCH.name: module.ARCH for module in _MODULES}
 

@@ -162,8 +162,10 @@ def _sliding_window(keys: Metadata, arch: Arch, n_layer: int, n_layer_all: int) 
 
 def _experts(keys: Metadata, arch: Arch, n_ff: int, n_layer_all: int) -> dict[str, Any]:
     """The fields about experts and their router."""
-    least = 0 if arch.dense_tensors else 1
-    n_expert = keys.integer("expert_count", *(() if least else (0,)), minimum=least, maximum=MAX_EXPERTS)
+    if arch.dense_tensors:
+        n_expert = keys.integer("expert_count", 0, minimum=0, maximum=MAX_EXPERTS)
+    else:
+        n_expert = keys.integer("expert_count", minimum=1, maximum=MAX_EXPERTS)
     n_expert_used = 0
     if n_expert:
         n_expert_used = _same_in_all_layers(keys, "expert_used_count", n_layer_all, None, maximum=n_expert)

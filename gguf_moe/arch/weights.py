@@ -48,6 +48,20 @@ class Block:
     def get(self, name: str) -> Tensor | None:
         return self.tensors.get(name)
 
+    @property
+    def has_shared_expert(self) -> bool:
+        """Whether there is an expert that every token goes through."""
+        return "ffn_down_shexp.weight" in self.tensors
+
+    def ffn_input_qtypes(self) -> set[GGMLType]:
+        """The types of all matrices that the normed input of the feed-forward meets."""
+        names = (f"ffn_{role}{kind}.weight" for role in ("gate", "up") for kind in ("", "_shexp"))
+        qtypes = {self.tensors[name].qtype for name in names if name in self.tensors}
+        if self.experts:
+            qtypes |= {self.experts.ffn_gate_inp.qtype}
+            qtypes |= {*self.experts.ffn_gate_exps.qtypes, *self.experts.ffn_up_exps.qtypes}
+        return qtypes
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:

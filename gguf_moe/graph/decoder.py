@@ -111,11 +111,13 @@ class Decoder(Builder):
     def feed_forward(self, il: int, block: Block) -> None:
         """ffn_inp -> l_out: norm, then the dense feed-forward or the mixture of experts, residual."""
         normed = self.block_norm(f"ffn_norm-{il}", self.ffn_inp, block, self.arch.ffn_norm)
+        x = self.activations(f"ffn_norm-{il}", normed, block.ffn_input_qtypes())
         if block.experts:
-            self.mixture(il, normed, block, block.experts)
+            shared = self.shared_expert(il, normed, x, block) if block.has_shared_expert else None
+            self.mixture(il, x, block, block.experts, shared)
         else:
-            x = self.gated(il, normed, block, "")
-            self.project(il, x, block, "ffn_down", self.ffn_inp, self.l_out)
+            hidden = self.gated(il, x, block, "")
+            self.project(il, hidden, block, "ffn_down", self.ffn_inp, self.l_out)
 
     def project(
         self, il: int, x: Activations, block: Block, name: str, residual: Buffer, out: Buffer
@@ -129,25 +131,24 @@ class Decoder(Builder):
         self.matmul(f"{name}-{il}", x, weight, branch, bias=bias)
         self.scale(f"{out.name}-{il}", branch, out, self.hparams.f_residual_scale, residual=residual)
 
-    def gated(self, il: int, normed: Buffer, block: Block, kind: str) -> Activations:
+    def gated(self, il: int, x: Activations, block: Block, kind: str) -> Activations:
         """ffn_norm -> the hidden units of a dense feed-forward (kind "") or a shared expert ("_shexp")."""
         names = (f"ffn_gate{kind}", f"ffn_up{kind}")
-        x = self.activations(f"ffn_norm-{il}", normed, (block[f"{name}.weight"].qtype for name in names))
         gate, up = (self.buffer(name, block[f"{name}.weight"].shape[1]) for name in names)
         for name, out in zip(names, (gate, up), strict=True):
             self.matmul(f"{name}-{il}", x, block[f"{name}.weight"], out, bias=block.get(f"{name}.bias"))
         self.swiglu(f"ffn_swiglu{kind}-{il}", gate, up, Rows.TOKENS)
         return self.activations(f"ffn_swiglu{kind}-{il}", gate, (block[f"ffn_down{kind}.weight"].qtype,))
 
-    def mixture(self, il: int, normed: Buffer, block: Block, experts: Experts) -> None:
-        """ffn_norm -> l_out through the experts that the router chooses, and the shared one if there is one.
+    def mixture(self, il: int, x: Activations, block: Block, experts: Experts, shared: Buffer | None) -> None:
+        """ffn_norm -> l_out through the experts that the router chooses; adds the shared one's output.
 
         A *place* is one of a token's chosen experts; places are sorted by expert, so that each expert's
         weights are read once for all its tokens.
         """
         hp = self.hparams
         n_places = self.n_tokens * hp.n_expert_used
-        topk, chosen = self.router(il, normed, block, experts.ffn_gate_inp)
+        topk, chosen = self.router(il, x, block, experts.ffn_gate_inp)
         places = {
             "used": Buffer("expert_used", Kind.I32, 1, hp.n_expert),
             "n_used": Buffer("expert_n_used", Kind.I64, 1, 1),
@@ -167,25 +168,22 @@ class Decoder(Builder):
                 ("ffn_moe_down", hp.n_embd),
             )
         )
-        roles = ((gate, experts.ffn_gate_exps), (up, experts.ffn_up_exps))
-        x = self.activations(f"ffn_norm-{il}", normed, (t for _, role in roles for t in role.qtypes))
-        for out, role in roles:
+        for out, role in ((gate, experts.ffn_gate_exps), (up, experts.ffn_up_exps)):
             self.matmul_id(f"{out.name}-{il}", x, role, out, places, gather=True)
         self.expert_bias(il, block, "ffn_gate_exps", gate, topk, places)
         self.expert_bias(il, block, "ffn_up_exps", up, topk, places)
         self.swiglu(f"ffn_moe_swiglu-{il}", gate, up, Rows.PLACES)
-        x = self.activations(f"ffn_moe_swiglu-{il}", gate, experts.ffn_down_exps.qtypes, Rows.PLACES)
-        self.matmul_id(f"ffn_moe_down-{il}", x, experts.ffn_down_exps, down, places, gather=False)
+        hidden = self.activations(f"ffn_moe_swiglu-{il}", gate, experts.ffn_down_exps.qtypes, Rows.PLACES)
+        self.matmul_id(f"ffn_moe_down-{il}", hidden, experts.ffn_down_exps, down, places, gather=False)
         self.expert_bias(il, block, "ffn_down_exps", down, topk, places)
         inputs = {"x": down, "place": places["place"], "weights": chosen}
-        if "ffn_down_shexp.weight" in block.tensors:
-            inputs["shared"] = self.shared_expert(il, normed, block)
+        if shared:
+            inputs["shared"] = shared
         self.sum_experts(il, inputs)
 
-    def router(self, il: int, normed: Buffer, block: Block, weight: Tensor) -> tuple[Buffer, Buffer]:
+    def router(self, il: int, x: Activations, block: Block, weight: Tensor) -> tuple[Buffer, Buffer]:
         """ffn_norm -> the ids of each token's experts and their weights, both [n_expert_used]."""
         hp = self.hparams
-        x = self.activations(f"ffn_norm-{il}", normed, (weight.qtype,))
         logits = self.buffer("ffn_moe_logits", hp.n_expert)
         self.matmul(f"ffn_moe_logits-{il}", x, weight, logits, bias=block.get("ffn_gate_inp.bias"))
         topk = self.buffer("ffn_moe_topk", hp.n_expert_used, Kind.I32)
@@ -227,11 +225,11 @@ class Decoder(Builder):
                 weights={"bias": bias},
             )
 
-    def shared_expert(self, il: int, normed: Buffer, block: Block) -> Buffer:
+    def shared_expert(self, il: int, normed: Buffer, x: Activations, block: Block) -> Buffer:
         """ffn_norm -> the output of the expert for every token, times its gate if it has one."""
-        x = self.gated(il, normed, block, "_shexp")
+        hidden = self.gated(il, x, block, "_shexp")
         out = self.buffer("ffn_shexp", self.hparams.n_embd)
-        self.matmul(f"ffn_shexp-{il}", x, block["ffn_down_shexp.weight"], out)
+        self.matmul(f"ffn_shexp-{il}", hidden, block["ffn_down_shexp.weight"], out)
         if gate := block.get("ffn_gate_inp_shexp.weight"):
             self.graph.add(
                 f"ffn_shexp_out-{il}",
