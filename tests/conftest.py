@@ -1,5 +1,6 @@
 """What tests share: compiled kernels, a caller for them, comparison by bits, and tiny models."""
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -10,6 +11,13 @@ import gguf
 import numpy as np
 import pytest
 
+from gguf_moe.arch import find_arch
+from gguf_moe.arch.hparams import read_hparams
+from gguf_moe.arch.weights import load_weights
+from gguf_moe.checkpoint import open_checkpoint
+from gguf_moe.graph.task import Kind
+from gguf_moe.runtime.context import Context, kernels_of
+from gguf_moe.runtime.inline import InlineContext
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cpu.library import KernelLibrary
 from gguf_moe_kernels.quants import GGMLType
@@ -35,6 +43,37 @@ def library(kernel_cache):
     library = KernelLibrary(kernel_cache)
     yield library
     library.close()
+
+
+def _model_of(path):
+    checkpoint = open_checkpoint(path)
+    arch = find_arch(checkpoint.metadata)
+    hparams = read_hparams(checkpoint.metadata, arch)
+    return arch, hparams, load_weights(checkpoint, arch, hparams)
+
+
+@pytest.fixture(scope="session")
+def crew_context(library):
+    """crew_context(path, n_threads, ...): a context manager; the context is closed at its end."""
+
+    @contextlib.contextmanager
+    def make(path, n_threads, n_batch=8, n_ctx=32, kv_kind=Kind.F16):
+        context = Context(*_model_of(path), n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind)
+        rows = context.rows(n_threads)
+        library.prepare(kernels_of(rows))
+        context.start(rows, library, n_threads)
+        with contextlib.closing(context):
+            yield context
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def inline_context():
+    def make(path, n_batch=8, n_ctx=32, kv_kind=Kind.F16, on_task=None):
+        return InlineContext(*_model_of(path), n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, on_task=on_task)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -4,21 +4,63 @@ from __future__ import annotations
 
 import difflib
 
-from gguf_moe.arch import llama
+from gguf_moe.arch import (
+    bailingmoe,
+    bailingmoe2,
+    deepseek,
+    dots1,
+    ernie4_5_moe,
+    glm4moe,
+    gpt_oss,
+    granitemoe,
+    hunyuan_moe,
+    llama,
+    mellum,
+    minimax_m2,
+    olmoe,
+    phimoe,
+    qwen2moe,
+    qwen3moe,
+)
 from gguf_moe.arch.base import Arch
+from gguf_moe.checkpoint.foreign import shown
 from gguf_moe.checkpoint.metadata import Metadata
 from gguf_moe.errors import UnsupportedModelError
 
-ARCHS: dict[str, Arch] = {module.ARCH.name: module.ARCH for module in (llama,)}
+_MODULES = (
+    bailingmoe,
+    bailingmoe2,
+    deepseek,
+    dots1,
+    ernie4_5_moe,
+    glm4moe,
+    gpt_oss,
+    granitemoe,
+    hunyuan_moe,
+    llama,
+    mellum,
+    minimax_m2,
+    olmoe,
+    phimoe,
+    qwen2moe,
+    qwen3moe,
+)
+ARCHS: dict[str, Arch] = {module.ARCH.name: module.ARCH for module in _MODULES}
 
 
 def find_arch(metadata: Metadata) -> Arch:
-    """The architecture of a file. Raises UnsupportedModelError with the nearest supported one."""
+    """The architecture of a file. Raises UnsupportedModelError, with the nearest one that is supported."""
+    kind = metadata.string("general.type", "model")
+    if kind != "model":
+        raise UnsupportedModelError(
+            f"{metadata.path}: this is no language model, as general.type is {shown(kind)}; "
+            "use the file of the model that it belongs to."
+        )
     name = metadata.architecture
     if name in ARCHS:
         return ARCHS[name]
-    nearest = difflib.get_close_matches(name, ARCHS, n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(name[:80], ARCHS, n=1, cutoff=0.0)
     raise UnsupportedModelError(
-        f"{metadata.path}: the architecture {name!r} is not supported (the nearest is {nearest[0]!r}; "
+        f"{metadata.path}: the architecture {shown(name)} is not supported (the nearest is {nearest[0]!r}; "
         f"supported: {', '.join(sorted(ARCHS))}); use a file of a supported architecture."
     )

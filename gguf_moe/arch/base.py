@@ -18,6 +18,15 @@ class RopeStyle(enum.Enum):
     """Halves: i and i + n_rot / 2."""
 
 
+class GatedUnit(enum.Enum):
+    """How gate and up of a feed-forward become one (llama.cpp: llm_ffn_op_type)."""
+
+    SWIGLU = "swiglu"
+    """silu(gate) * up."""
+    SWIGLU_OAI = "swiglu_oai"
+    """The clamped form of gpt-oss."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A tensor's shape in GGUF order (fastest dimension first), as names of HParams fields."""
@@ -41,15 +50,94 @@ class Arch:
     """One general.architecture. The defaults are the plain pre-norm decoder that most files hold."""
 
     name: str
-    """The value of general.architecture, and the name of the file that defines it."""
+    """The value of general.architecture; the file that defines it has this name, with "_" for "-"."""
     rope: RopeStyle
-    tensors: Mapping[str, Shape]
-    """Tensors outside the blocks, by full name."""
     block_tensors: Mapping[str, Shape]
-    """Tensors of each block, by name without "blk.N."; experts and their router are found by role."""
+    """Tensors of each block, by name without "blk.N."; experts and their router are found by role.
+
+    The norms of queries and keys, attn_q_norm and attn_k_norm, are as long as a head, or as all heads.
+    """
+    moe_tensors: Mapping[str, Shape] = field(default_factory=dict)
+    """More tensors of a block that has a router: biases, and the shared expert."""
     dense_tensors: Mapping[str, Shape] = field(default_factory=dict)
     """Feed-forward tensors of a block that has no router."""
+    tensors: Mapping[str, Shape] = field(default_factory=lambda: OUTER)
+    """Tensors outside the blocks, by full name."""
+    ffn_norm: str = "ffn_norm"
+    """The name of the norm before the feed-forward."""
+    norms_after_rope: bool = False
+    """Whether queries and keys are normed after rope and not before."""
+    gated_unit: GatedUnit = GatedUnit.SWIGLU
     expert_gating_func: Gating = Gating.SOFTMAX
     """What the router's logits go through where the file doesn't say."""
     expert_weights_norm: bool = True
     """Whether the chosen experts' weights are made to sum to 1 where the file doesn't say."""
+    experts_share_n_ff: bool = False
+    """Where the file has no expert_feed_forward_length: the chosen experts have n_ff together, not each."""
+    n_swa_pattern: int = 0
+    """Where the file has a sliding window but no pattern: every n-th layer sees all positions.
+
+    0: the architecture has no sliding window, whatever the file says.
+    """
+    swa_rope_scaling: bool = True
+    """Whether rope is scaled to long contexts in layers with a sliding window too."""
+
+
+OUTER: Mapping[str, Shape] = {
+    "token_embd.weight": required("n_embd", "n_vocab"),
+    "output_norm.weight": required("n_embd"),
+    "output.weight": optional("n_embd", "n_vocab"),
+}
+"""What stands around the blocks. Without an output matrix the token embeddings are used (tied)."""
+
+ATTENTION: Mapping[str, Shape] = {
+    "attn_norm.weight": required("n_embd"),
+    "attn_q.weight": required("n_embd", "n_embd_q"),
+    "attn_q.bias": optional("n_embd_q"),
+    "attn_k.weight": required("n_embd", "n_embd_k_gqa"),
+    "attn_k.bias": optional("n_embd_k_gqa"),
+    "attn_v.weight": required("n_embd", "n_embd_v_gqa"),
+    "attn_v.bias": optional("n_embd_v_gqa"),
+    "attn_output.weight": required("n_embd_out", "n_embd"),
+    "attn_output.bias": optional("n_embd"),
+}
+"""Attention; a file may also hold queries, keys and values in one tensor, attn_qkv."""
+
+QK_NORM: Mapping[str, Shape] = {
+    "attn_q_norm.weight": required("n_embd_head_k"),
+    "attn_k_norm.weight": required("n_embd_head_k"),
+}
+"""A norm of each query and key head."""
+
+FFN_NORM: Mapping[str, Shape] = {"ffn_norm.weight": required("n_embd")}
+
+DENSE: Mapping[str, Shape] = {
+    "ffn_gate.weight": required("n_embd", "n_ff"),
+    "ffn_gate.bias": optional("n_ff"),
+    "ffn_up.weight": required("n_embd", "n_ff"),
+    "ffn_up.bias": optional("n_ff"),
+    "ffn_down.weight": required("n_ff", "n_embd"),
+    "ffn_down.bias": optional("n_embd"),
+}
+"""A dense feed-forward."""
+
+SHARED_EXPERT: Mapping[str, Shape] = {
+    "ffn_gate_shexp.weight": required("n_embd", "n_ff_shexp"),
+    "ffn_up_shexp.weight": required("n_embd", "n_ff_shexp"),
+    "ffn_down_shexp.weight": required("n_ff_shexp", "n_embd"),
+}
+"""An expert for every token. Its width n_ff_shexp is that of the tensors: files disagree about the key."""
+
+OPTIONAL_SHARED_EXPERT: Mapping[str, Shape] = {
+    name: Shape(shape.dimensions, required=False) for name, shape in SHARED_EXPERT.items()
+}
+
+SELECTION_BIAS: Mapping[str, Shape] = {"exp_probs_b.bias": optional("n_expert")}
+"""Added to the router's probabilities for the choice of experts, not for their weights."""
+
+ROPE_FACTORS: Mapping[str, Shape] = {
+    "rope_freqs.weight": optional("n_rot_pairs"),
+    "rope_factors_long.weight": optional("n_rot_pairs"),
+    "rope_factors_short.weight": optional("n_rot_pairs"),
+}
+"""Divisors of rope's frequencies; the long ones are for contexts beyond the original length."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from gguf_moe.arch.base import Arch
 from gguf_moe.checkpoint.metadata import Metadata
@@ -35,6 +38,7 @@ class HParams:
     n_ctx_train: int
     n_embd: int
     n_layer: int
+    """Layers that make a token; NextN layers, which guess the tokens after it, are left out."""
     n_ff: int
     n_head: int
     n_head_kv: int
@@ -43,14 +47,27 @@ class HParams:
     n_rot: int
     f_norm_rms_eps: float
     f_attention_scale: float
+    f_embedding_scale: float
+    f_residual_scale: float
+    """Of what attention and feed-forward add to the residual stream."""
+    f_logit_scale: float
+    """The logits are divided by it."""
     rope_freq_base: float
+    rope_freq_base_swa: float
     rope_scaling: RopeScaling
+    n_swa: int
+    """How many positions a layer with a sliding window sees."""
+    is_swa: tuple[bool, ...]
+    """Whether each layer has a sliding window."""
     n_expert: int
     n_expert_used: int
     n_ff_exp: int
     expert_gating_func: Gating
     expert_weights_norm: bool
     expert_weights_scale: float
+    n_expert_groups: int
+    """Groups of which only the best n_group_used give experts; 1 is no groups."""
+    n_group_used: int
 
     @property
     def n_embd_q(self) -> int:
@@ -81,50 +98,105 @@ class HParams:
 def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
     """Read and check the keys of the file. Raises GGUFError naming the key, its value and the remedy."""
     keys = metadata.arch
-    n_layer = keys.integer("block_count", minimum=1, maximum=MAX_LAYERS)
-    n_embd = keys.integer("embedding_length", minimum=1, maximum=MAX_WIDTH)
-    n_head = _same_in_all_layers(keys, "attention.head_count", n_layer, None, maximum=MAX_WIDTH)
-    n_head_kv = _same_in_all_layers(keys, "attention.head_count_kv", n_layer, n_head, maximum=n_head)
-    if n_head % n_head_kv:
-        raise keys.wrong("attention.head_count_kv", f"a divisor of the {n_head} query heads")
-    if "attention.key_length" not in keys and n_embd % n_head:
-        raise keys.wrong("attention.head_count", f"a divisor of the embedding length {n_embd}")
-    n_embd_head_k = keys.integer("attention.key_length", n_embd // n_head, minimum=1, maximum=MAX_WIDTH)
-    n_embd_head_v = keys.integer("attention.value_length", n_embd_head_k, minimum=1, maximum=MAX_WIDTH)
-    n_rot = keys.integer("rope.dimension_count", n_embd_head_k, minimum=2, maximum=n_embd_head_k)
-    if n_rot % 2:
-        raise keys.wrong("rope.dimension_count", "an even number")
-    n_ff = _same_in_all_layers(keys, "feed_forward_length", n_layer, 0, maximum=MAX_WIDTH)
-    n_expert = keys.integer("expert_count", 0, minimum=0, maximum=MAX_EXPERTS)
+    n_layer_all = keys.integer("block_count", minimum=1, maximum=MAX_LAYERS)
+    n_layer = n_layer_all - keys.integer("nextn_predict_layers", 0, minimum=0, maximum=n_layer_all - 1)
     n_ctx_train = keys.integer("context_length", minimum=1, maximum=MAX_CONTEXT)
+    n_embd = keys.integer("embedding_length", minimum=1, maximum=MAX_WIDTH)
+    n_ff = _same_in_all_layers(keys, "feed_forward_length", n_layer_all, 0, maximum=MAX_WIDTH)
+    rope_freq_base = _frequency_base(keys, "rope.freq_base", 10000.0)
     return HParams(
         n_vocab=_n_vocab(metadata),
         n_ctx_train=n_ctx_train,
         n_embd=n_embd,
         n_layer=n_layer,
         n_ff=n_ff,
-        n_head=n_head,
-        n_head_kv=n_head_kv,
-        n_embd_head_k=n_embd_head_k,
-        n_embd_head_v=n_embd_head_v,
-        n_rot=n_rot,
+        **_heads(keys, n_embd, n_layer_all),
         f_norm_rms_eps=keys.number("attention.layer_norm_rms_epsilon", positive=True, maximum=1.0),
-        f_attention_scale=keys.number("attention.scale", 0.0, minimum=0.0) or n_embd_head_k**-0.5,
-        rope_freq_base=keys.number("rope.freq_base", 10000.0, positive=True),
+        f_embedding_scale=keys.number("embedding_scale", 0.0) or 1.0,
+        f_residual_scale=keys.number("residual_scale", 0.0) or 1.0,
+        f_logit_scale=keys.number("logit_scale", 0.0) or 1.0,
+        rope_freq_base=rope_freq_base,
+        rope_freq_base_swa=_frequency_base(keys, "rope.freq_base_swa", rope_freq_base),
         rope_scaling=_rope_scaling(keys, n_ctx_train),
-        n_expert=n_expert,
-        n_expert_used=keys.integer("expert_used_count", minimum=1, maximum=n_expert) if n_expert else 0,
-        n_ff_exp=keys.integer("expert_feed_forward_length", n_ff, minimum=1, maximum=MAX_WIDTH),
-        expert_gating_func=_gating(keys, arch),
-        expert_weights_norm=keys.boolean("expert_weights_norm", arch.expert_weights_norm),
-        expert_weights_scale=keys.number("expert_weights_scale", 0.0) or 1.0,
+        **_sliding_window(keys, arch, n_layer, n_layer_all),
+        **_experts(keys, arch, n_ff, n_layer_all),
     )
 
 
-def _same_in_all_layers(keys: Metadata, key: str, n_layer: int, default: int | None, maximum: int) -> int:
+def _heads(keys: Metadata, n_embd: int, n_layer_all: int) -> dict[str, Any]:
+    """The fields about attention heads."""
+    n_head = _same_in_all_layers(keys, "attention.head_count", n_layer_all, None, maximum=MAX_WIDTH)
+    n_head_kv = _same_in_all_layers(keys, "attention.head_count_kv", n_layer_all, n_head, maximum=n_head)
+    if n_head % n_head_kv:
+        raise keys.wrong("attention.head_count_kv", f"a divisor of the {n_head} query heads")
+    if "attention.key_length" not in keys and n_embd % n_head:
+        raise keys.wrong("attention.head_count", f"a divisor of the embedding length {n_embd}")
+    n_embd_head_k = keys.integer("attention.key_length", n_embd // n_head, minimum=1, maximum=MAX_WIDTH)
+    n_rot = keys.integer("rope.dimension_count", n_embd_head_k, minimum=2, maximum=n_embd_head_k)
+    if n_rot % 2:
+        known = (key for key in ("rope.dimension_count", "attention.key_length") if key in keys)
+        key = next(known, "attention.head_count")
+        raise keys.wrong(key, f"a number that makes rope turn an even number of elements, not {n_rot}")
+    return {
+        "n_head": n_head,
+        "n_head_kv": n_head_kv,
+        "n_embd_head_k": n_embd_head_k,
+        "n_embd_head_v": keys.integer("attention.value_length", n_embd_head_k, minimum=1, maximum=MAX_WIDTH),
+        "n_rot": n_rot,
+        "f_attention_scale": keys.number("attention.scale", 0.0, minimum=0.0) or n_embd_head_k**-0.5,
+    }
+
+
+def _sliding_window(keys: Metadata, arch: Arch, n_layer: int, n_layer_all: int) -> dict[str, Any]:
+    """The fields about sliding windows. A pattern is an array of bools, or n: each n-th layer sees all."""
+    n_swa = keys.integer("attention.sliding_window", 0, minimum=0, maximum=MAX_CONTEXT)
+    if not n_swa or not arch.n_swa_pattern:
+        return {"n_swa": 0, "is_swa": (False,) * n_layer}
+    key = "attention.sliding_window_pattern"
+    if key in keys and isinstance(keys[key], np.ndarray):
+        layers = keys.per_layer(key, n_layer_all, minimum=0, maximum=1)[:n_layer]
+        return {"n_swa": n_swa, "is_swa": tuple(bool(layer) for layer in layers)}
+    n = keys.integer(key, arch.n_swa_pattern, minimum=0)
+    return {"n_swa": n_swa, "is_swa": tuple(not n or il % n < n - 1 for il in range(n_layer))}
+
+
+def _experts(keys: Metadata, arch: Arch, n_ff: int, n_layer_all: int) -> dict[str, Any]:
+    """The fields about experts and their router."""
+    if arch.dense_tensors:
+        n_expert = keys.integer("expert_count", 0, minimum=0, maximum=MAX_EXPERTS)
+    else:
+        n_expert = keys.integer("expert_count", minimum=1, maximum=MAX_EXPERTS)
+    n_expert_used = 0
+    if n_expert:
+        n_expert_used = _same_in_all_layers(keys, "expert_used_count", n_layer_all, None, maximum=n_expert)
+    n_ff_exp = n_ff // n_expert_used if n_expert and arch.experts_share_n_ff else n_ff
+    n_group = keys.integer("expert_group_count", 1, minimum=0, maximum=MAX_EXPERTS) or 1
+    n_group_used = n_group
+    if n_group > 1:
+        if n_expert % n_group or n_expert < 2 * n_group:
+            raise keys.wrong(
+                "expert_group_count", f"a divisor of the {n_expert} experts, with 2 or more each"
+            )
+        least = -(-n_expert_used // (n_expert // n_group))
+        n_group_used = keys.integer("expert_group_used_count", minimum=least, maximum=n_group)
+    return {
+        "n_expert": n_expert,
+        "n_expert_used": n_expert_used,
+        "n_ff_exp": _same_in_all_layers(
+            keys, "expert_feed_forward_length", n_layer_all, n_ff_exp, maximum=MAX_WIDTH
+        ),
+        "expert_gating_func": _gating(keys, arch),
+        "expert_weights_norm": keys.boolean("expert_weights_norm", arch.expert_weights_norm),
+        "expert_weights_scale": keys.number("expert_weights_scale", 0.0) or 1.0,
+        "n_expert_groups": n_group,
+        "n_group_used": n_group_used,
+    }
+
+
+def _same_in_all_layers(keys: Metadata, key: str, n_layer_all: int, default: int | None, maximum: int) -> int:
     if default is not None and key not in keys:
         return default
-    layers = set(keys.per_layer(key, n_layer, minimum=1, maximum=maximum))
+    layers = set(keys.per_layer(key, n_layer_all, minimum=1, maximum=maximum))
     if len(layers) > 1:
         raise keys.wrong(key, "the same for all layers of this architecture")
     return layers.pop()
@@ -146,6 +218,13 @@ def _gating(keys: Metadata, arch: Arch) -> Gating:
         return Gating(value)
     except ValueError:
         raise keys.wrong("expert_gating_func", f"one of {', '.join(str(int(g)) for g in Gating)}") from None
+
+
+def _frequency_base(keys: Metadata, key: str, default: float) -> float:
+    base = keys.number(key, default, positive=True)
+    if base <= 1.0:
+        raise keys.wrong(key, "a number greater than 1")
+    return base
 
 
 def _rope_scaling(keys: Metadata, n_ctx_train: int) -> RopeScaling:

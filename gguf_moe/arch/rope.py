@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
+from gguf_moe.arch.base import Arch
 from gguf_moe.arch.hparams import HParams, RopeScaling
 from gguf_moe.arch.weights import Weights
 
 
 class RopeTable:
-    """Cosines and sines of a model's positions. `n_ctx` decides between longrope's two sets of factors."""
+    """Cosines and sines of the positions, for one frequency base and one kind of scaling."""
 
-    def __init__(self, hparams: HParams, weights: Weights, n_ctx: int):
-        scaling = hparams.rope_scaling
-        pairs = np.arange(hparams.n_rot_pairs)
-        frequencies = hparams.rope_freq_base ** (-2.0 * pairs / hparams.n_rot)
-        frequencies /= _frequency_factors(hparams, weights, n_ctx)
+    def __init__(self, n_rot: int, freq_base: float, scaling: RopeScaling, factors: np.ndarray | None = None):
+        """`factors` divide the frequencies: f32 [n_rot / 2]."""
+        frequencies = freq_base ** (-2.0 * np.arange(n_rot // 2) / n_rot)
+        if factors is not None:
+            frequencies /= factors.astype(np.float64)
         magnitude = scaling.attn_factor
         interpolated = frequencies / scaling.factor
         if scaling.type == "yarn":
-            kept = _yarn_ramp(hparams, scaling)
+            kept = _yarn_ramp(n_rot, freq_base, scaling)
             interpolated = interpolated * (1.0 - kept) + frequencies * kept
-            magnitude *= 1.0 + 0.1 * math.log(scaling.factor)
+            magnitude *= 1.0 + 0.1 * math.log(max(1.0, scaling.factor))
         self._frequencies = interpolated  # f64 [n_rot / 2]
         self._magnitude = magnitude
 
@@ -34,24 +36,37 @@ class RopeTable:
         return cos.astype(np.float32), sin.astype(np.float32)
 
 
-def _frequency_factors(hparams: HParams, weights: Weights, n_ctx: int) -> np.ndarray | float:
-    """Divisors of the frequencies, f32 [n_rot / 2], or 1."""
-    if hparams.rope_scaling.type == "longrope":
-        length = "long" if n_ctx > hparams.rope_scaling.n_ctx_orig else "short"
-        tensor = weights.get(f"rope_factors_{length}.weight")
-    else:
-        tensor = weights.get("rope_freqs.weight")
-    return 1.0 if tensor is None else tensor.data.view(np.float32).astype(np.float64)
+def rope_tables(arch: Arch, hparams: HParams, weights: Weights, n_ctx: int) -> dict[str, RopeTable]:
+    """The tables of a model, by the names of the decoder's inputs: "rope", and "rope_swa" for window layers.
+
+    `n_ctx` decides between the two sets of factors of longrope.
+    """
+    factors, scaling = _frequency_factors(hparams, weights, n_ctx), hparams.rope_scaling
+    tables = {}
+    if not all(hparams.is_swa):
+        tables["rope"] = RopeTable(hparams.n_rot, hparams.rope_freq_base, scaling, factors)
+    if any(hparams.is_swa):
+        if not arch.swa_rope_scaling:
+            factors, scaling = None, replace(scaling, type="none", factor=1.0, attn_factor=1.0)
+        tables["rope_swa"] = RopeTable(hparams.n_rot, hparams.rope_freq_base_swa, scaling, factors)
+    return tables
 
 
-def _yarn_ramp(hparams: HParams, scaling: RopeScaling) -> np.ndarray:
+def _frequency_factors(hparams: HParams, weights: Weights, n_ctx: int) -> np.ndarray | None:
+    """Divisors of the frequencies, f32 [n_rot / 2], if the file has some."""
+    length = "long" if n_ctx > hparams.rope_scaling.n_ctx_orig else "short"
+    tensor = weights.get("rope_freqs.weight") or weights.get(f"rope_factors_{length}.weight")
+    return None if tensor is None else tensor.data.view(np.float32)
+
+
+def _yarn_ramp(n_rot: int, freq_base: float, scaling: RopeScaling) -> np.ndarray:
     """How far each frequency is left as it was: 1 for the fast ones, 0 for the slow ones."""
 
     def dimension(rotations: float) -> float:
         turns = scaling.n_ctx_orig / (rotations * 2.0 * math.pi)
-        return hparams.n_rot * math.log(turns) / (2.0 * math.log(hparams.rope_freq_base))
+        return n_rot * math.log(turns) / (2.0 * math.log(freq_base))
 
     low = max(0.0, math.floor(dimension(scaling.beta_fast)))
-    high = min(hparams.n_rot - 1.0, math.ceil(dimension(scaling.beta_slow)))
-    pairs = np.arange(hparams.n_rot_pairs)
+    high = min(n_rot - 1.0, math.ceil(dimension(scaling.beta_slow)))
+    pairs = np.arange(n_rot // 2)
     return 1.0 - np.clip((pairs - low) / max(0.001, high - low), 0.0, 1.0)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from gguf_moe.arch.base import Arch, Shape
+from gguf_moe.arch.base import SHARED_EXPERT, Arch, Shape
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.checkpoint import Checkpoint, ExpertTensors, Tensor, expert_tensors
+from gguf_moe.checkpoint.foreign import shown
 from gguf_moe.errors import GGUFError, UnsupportedModelError
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.quants import GGMLType
+
+_BLOCK = re.compile(r"blk\.(\d{1,4})\.")
+_BY_ROLE = re.compile(
+    r"attn_qkv\.(weight|bias)|ffn_gate_inp\.weight"
+    r"|ffn_(gate|up|down|gate_up)_exps\.weight|ffn_(gate|up|down)\.\d+\.weight"
+)
+"""Tensors of a block that are in no table, because they have several forms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,20 @@ class Block:
     def get(self, name: str) -> Tensor | None:
         return self.tensors.get(name)
 
+    @property
+    def has_shared_expert(self) -> bool:
+        """Whether there is an expert that every token goes through."""
+        return "ffn_down_shexp.weight" in self.tensors
+
+    def ffn_input_qtypes(self) -> set[GGMLType]:
+        """The types of all matrices that the normed input of the feed-forward meets."""
+        names = (f"ffn_{role}{kind}.weight" for role in ("gate", "up") for kind in ("", "_shexp"))
+        qtypes = {self.tensors[name].qtype for name in names if name in self.tensors}
+        if self.experts:
+            qtypes |= {self.experts.ffn_gate_inp.qtype}
+            qtypes |= {*self.experts.ffn_gate_exps.qtypes, *self.experts.ffn_up_exps.qtypes}
+        return qtypes
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -60,64 +85,137 @@ class Weights:
 def load_weights(checkpoint: Checkpoint, arch: Arch, hparams: HParams) -> Weights:
     """Find every tensor of the architecture; nothing is read or copied.
 
-    Raises GGUFError for a missing tensor or a wrong shape, UnsupportedModelError for a type without kernels.
+    Raises GGUFError for a missing tensor or a wrong shape, UnsupportedModelError for a type without kernels
+    and for a tensor that the architecture does not have: a model computed without it would be another one.
     """
+    finder = _Finder(checkpoint, arch, hparams)
     weights = Weights(
-        tensors=_find(checkpoint, "", arch.tensors, hparams),
-        blk=tuple(_block(checkpoint, arch, hparams, il) for il in range(hparams.n_layer)),
+        tensors=finder.find("", arch.tensors),
+        blk=tuple(finder.block(il) for il in range(hparams.n_layer)),
     )
+    finder.check_all_are_known()
+    require_kernels(checkpoint, finder.qtypes)
     return weights
 
 
-def _block(checkpoint: Checkpoint, arch: Arch, hparams: HParams, il: int) -> Block:
-    prefix = f"blk.{il}."
-    tensors = _find(checkpoint, prefix, arch.block_tensors, hparams)
-    if not hparams.n_expert or f"{prefix}ffn_gate_inp.weight" not in checkpoint.tensors:
-        if hparams.n_expert and f"{prefix}ffn_gate.weight" not in checkpoint.tensors:
-            checkpoint.tensor(f"{prefix}ffn_gate_inp.weight")
-        if not hparams.n_ff:
-            checkpoint.metadata.arch.integer("feed_forward_length", minimum=1)
-        return Block({**tensors, **_find(checkpoint, prefix, arch.dense_tensors, hparams)}, None)
-    n_expert, n_embd, n_ff = hparams.n_expert, hparams.n_embd, hparams.n_ff_exp
-    experts = Experts(
-        ffn_gate_inp=_checked(
-            checkpoint, checkpoint.tensor(f"{prefix}ffn_gate_inp.weight", (n_embd, n_expert))
-        ),
-        ffn_gate_exps=expert_tensors(checkpoint, il, "gate", n_expert, n_embd, n_ff),
-        ffn_up_exps=expert_tensors(checkpoint, il, "up", n_expert, n_embd, n_ff),
-        ffn_down_exps=expert_tensors(checkpoint, il, "down", n_expert, n_ff, n_embd),
-    )
-    for role in (experts.ffn_gate_exps, experts.ffn_up_exps, experts.ffn_down_exps):
-        for qtype in set(role.qtypes):
-            _require_kernel(checkpoint, f"an expert of layer {il}", qtype)
-    return Block(tensors, experts)
-
-
-def _find(
-    checkpoint: Checkpoint, prefix: str, shapes: Mapping[str, Shape], hparams: HParams
-) -> dict[str, Tensor]:
-    found = {}
-    for name, shape in shapes.items():
-        if shape.required or prefix + name in checkpoint.tensors:
-            dimensions = tuple(getattr(hparams, dimension) for dimension in shape.dimensions)
-            found[name] = _checked(checkpoint, checkpoint.tensor(prefix + name, dimensions))
-    return found
-
-
-def _checked(checkpoint: Checkpoint, tensor: Tensor) -> Tensor:
-    _require_kernel(checkpoint, tensor.name, tensor.qtype)
-    if len(tensor.shape) == 1 and tensor.qtype != GGMLType.F32:
-        raise GGUFError(
-            f"{checkpoint.path}: {tensor.name} is stored as {tensor.qtype.name}, but vectors must be F32; "
-            "convert the file again."
-        )
-    return tensor
-
-
-def _require_kernel(checkpoint: Checkpoint, what: str, qtype: GGMLType) -> None:
-    if qtype not in ACTIVATION_FORMAT:
-        supported = ", ".join(sorted(t.name for t in ACTIVATION_FORMAT))
+def require_kernels(checkpoint: Checkpoint, qtypes: Iterable[GGMLType]) -> None:
+    """Raise UnsupportedModelError, naming them all, if some of the types of these tensors have no kernels."""
+    missing = Counter(qtype.name for qtype in qtypes if qtype not in ACTIVATION_FORMAT)
+    if missing:
+        listed = ", ".join(f"{name} ({n} tensors)" for name, n in sorted(missing.items()))
+        supported = ", ".join(sorted(qtype.name for qtype in ACTIVATION_FORMAT))
         raise UnsupportedModelError(
-            f"{checkpoint.path}: {what} is stored as {qtype.name}, which has no kernel here (supported: "
-            f"{supported}); requantize the file, for example to Q4_K_M, with llama.cpp's llama-quantize."
+            f"{checkpoint.path}: there are no kernels here for the types {listed} (supported: {supported}); "
+            "requantize the file, for example to Q4_K_M, with llama.cpp's llama-quantize."
         )
+
+
+class _Finder:
+    """Looks tensors up and checks their shapes and types."""
+
+    def __init__(self, checkpoint: Checkpoint, arch: Arch, hparams: HParams):
+        self.checkpoint = checkpoint
+        self.arch = arch
+        self.hparams = hparams
+        self.qtypes: list[GGMLType] = []
+        """The types of the tensors that were found."""
+
+    @cached_property
+    def n_ff_shexp(self) -> int:
+        """The width of the shared expert: that of the first one. Files disagree about what the key means."""
+        names = (f"blk.{il}.ffn_down_shexp.weight" for il in range(self.hparams.n_layer))
+        found = [self.checkpoint.tensors[name] for name in names if name in self.checkpoint.tensors]
+        return found[0].shape[0] if found else 0
+
+    def block(self, il: int) -> Block:
+        prefix, arch, hp = f"blk.{il}.", self.arch, self.hparams
+        tensors = self.attention(prefix)
+        router = f"{prefix}ffn_gate_inp.weight"
+        if arch.dense_tensors and not (hp.n_expert and router in self.checkpoint.tensors):
+            if hp.n_expert and f"{prefix}ffn_gate.weight" not in self.checkpoint.tensors:
+                self.checkpoint.tensor(router)
+            if not hp.n_ff:
+                self.checkpoint.metadata.arch.integer("feed_forward_length", minimum=1)
+            return Block(tensors | self.find(prefix, arch.dense_tensors), None)
+        experts = Experts(
+            ffn_gate_inp=self.checked(self.checkpoint.tensor(router, (hp.n_embd, hp.n_expert))),
+            ffn_gate_exps=self.experts(il, "gate", hp.n_embd, hp.n_ff_exp),
+            ffn_up_exps=self.experts(il, "up", hp.n_embd, hp.n_ff_exp),
+            ffn_down_exps=self.experts(il, "down", hp.n_ff_exp, hp.n_embd),
+        )
+        shapes = dict(arch.moe_tensors)
+        if any(prefix + name in self.checkpoint.tensors for name in SHARED_EXPERT):
+            shapes |= {name: shape for name, shape in SHARED_EXPERT.items() if name in shapes}
+        return Block(tensors | self.find(prefix, shapes), experts)
+
+    def experts(self, il: int, role: str, n_in: int, n_out: int) -> ExpertTensors:
+        found = expert_tensors(self.checkpoint, il, role, self.hparams.n_expert, n_in, n_out)
+        self.qtypes += set(found.qtypes)
+        return found
+
+    def attention(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors of a block but its feed-forward; those of a fused attn_qkv by their three names."""
+        hp = self.hparams
+        widths = {"q": hp.n_embd_q, "k": hp.n_embd_k_gqa, "v": hp.n_embd_v_gqa}
+        fused: dict[str, Tensor] = {}
+        for kind, inputs in (("weight", (hp.n_embd,)), ("bias", ())):
+            name = f"{prefix}attn_qkv.{kind}"
+            if name in self.checkpoint.tensors:
+                whole = self.checked(self.checkpoint.tensor(name, (*inputs, sum(widths.values()))))
+                parts = _cut_rows(whole, list(widths.values()))
+                fused |= {f"attn_{role}.{kind}": part for role, part in zip(widths, parts, strict=True)}
+        apart = {name: shape for name, shape in self.arch.block_tensors.items() if name not in fused}
+        return fused | self.find(prefix, apart)
+
+    def find(self, prefix: str, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+        """The tensors of a table that are required or there, by name without the prefix."""
+        found = {}
+        for name, shape in shapes.items():
+            if shape.required or prefix + name in self.checkpoint.tensors:
+                sizes = tuple(self.size(dimension) for dimension in shape.dimensions)
+                found[name] = self.checked(self.checkpoint.tensor(prefix + name, sizes))
+        return found
+
+    def size(self, dimension: str) -> int:
+        """The size that a name in a table of shapes stands for."""
+        return self.n_ff_shexp if dimension == "n_ff_shexp" else getattr(self.hparams, dimension)
+
+    def checked(self, tensor: Tensor) -> Tensor:
+        self.qtypes.append(tensor.qtype)
+        is_vector = len(tensor.shape) == 1 or tensor.name.endswith(".bias")
+        if is_vector and tensor.qtype != GGMLType.F32:
+            raise GGUFError(
+                f"{self.checkpoint.path}: {tensor.name} is stored as {tensor.qtype.name}, but vectors must "
+                "be F32; convert the file again."
+            )
+        return tensor
+
+    def check_all_are_known(self) -> None:
+        """Raise UnsupportedModelError for a tensor that is in none of the tables."""
+        arch = self.arch
+        in_blocks = {*arch.block_tensors, *arch.moe_tensors, *arch.dense_tensors}
+        for name in self.checkpoint.tensors:
+            block = _BLOCK.match(name)
+            if block is None:
+                known = name in arch.tensors
+            else:
+                inner = name[block.end() :]
+                is_nextn = int(block[1]) >= self.hparams.n_layer
+                known = is_nextn or inner in in_blocks or bool(_BY_ROLE.fullmatch(inner))
+            if not known:
+                raise UnsupportedModelError(
+                    f"{self.checkpoint.path}: the tensor {shown(name)} is not known for the architecture "
+                    f"{arch.name!r}, and without it the results would be wrong; use another file of "
+                    "the model."
+                )
+
+
+def _cut_rows(tensor: Tensor, counts: list[int]) -> list[Tensor]:
+    """Parts of a tensor along its last dimension, where they lie."""
+    parts, size, first = [], tensor.nbytes // tensor.shape[-1], 0
+    for count in counts:
+        data = tensor.data[first * size : (first + count) * size]
+        shape, offset = (*tensor.shape[:-1], count), tensor.offset + first * size
+        parts.append(replace(tensor, shape=shape, data=data, offset=offset))
+        first += count
+    return parts

@@ -40,7 +40,9 @@ def inspect(path: str, as_json: bool) -> None:
     for n_ctx, size in report.kv_bytes.items():
         click.echo(f"{f'KV cache, {n_ctx} tokens':24}{'':>16}{size / 2**20:>12.1f}")
     click.echo(f"{'memory available':24}{'':>16}{available_memory() / 2**20:>12.1f}")
-    click.echo(f"\ndoes not run here: {report.problem}" if report.problem else "\nruns here")
+    click.echo("\ndoes not run here:" if report.problems else "\nruns here")
+    for problem in report.problems:
+        click.echo(f"  {problem}")
 
 
 def _one_line(value: object) -> str:
@@ -62,8 +64,8 @@ def _as_dict(report: Report, available: int) -> dict[str, Any]:
         ],
         "kv_cache_bytes": {str(n): size for n, size in report.kv_bytes.items()},
         "available_memory_bytes": available,
-        "runs": report.problem is None,
-        "problem": report.problem,
+        "runs": not report.problems,
+        "problems": report.problems,
     }
 
 

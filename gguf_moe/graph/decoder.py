@@ -5,25 +5,20 @@ One graph serves every step of up to `n_tokens` tokens, be it a chunk of the pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from gguf_moe.arch.base import Arch, RopeStyle
+from gguf_moe.arch.base import Arch
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.weights import Block, Experts, Weights
-from gguf_moe.checkpoint import ExpertTensors, Tensor
+from gguf_moe.checkpoint import Tensor
+from gguf_moe.graph.builder import Activations, Builder
 from gguf_moe.graph.task import Buffer, Graph, Kind, Op, Rows
-from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
-from gguf_moe_kernels.quants import GGMLType
-
-Activations = dict[ActivationFormat, Buffer]
-"""The same activations in each format that the coming weights need."""
 
 
 def build_graph(
     arch: Arch, hparams: HParams, weights: Weights, *, n_tokens: int, n_ctx: int, kv_kind: Kind
 ) -> Graph:
     """The graph of one step of up to n_tokens tokens, with a context of n_ctx. Its inputs are the buffers
-    inp_tokens, out_ids, rope_cos and rope_sin; its result is result_output, f32 [n_outputs, n_vocab]."""
+    inp_tokens and out_ids, and the angles NAME_cos and NAME_sin of each of arch.rope.rope_tables; its result
+    is result_output, f32 [n_outputs, n_vocab]."""
     decoder = Decoder(arch, hparams, weights, n_tokens, n_ctx, kv_kind)
     decoder.embed()
     for il, block in enumerate(weights.blk):
@@ -33,17 +28,14 @@ def build_graph(
     return decoder.graph
 
 
-class Decoder:
+class Decoder(Builder):
     """Adds the tasks of each part of the model to `graph`."""
 
     def __init__(
         self, arch: Arch, hparams: HParams, weights: Weights, n_tokens: int, n_ctx: int, kv_kind: Kind
     ):
-        self.graph = Graph()
-        self.arch = arch
-        self.hparams = hparams
+        super().__init__(arch, hparams, n_tokens)
         self.weights = weights
-        self.n_tokens = n_tokens
         self.n_ctx = n_ctx
         self.kv_kind = kv_kind
         self.l_out = self.buffer("l_out", hparams.n_embd)
@@ -59,11 +51,13 @@ class Decoder:
             outputs={"out": self.l_out},
             weights={"weight": self.weights["token_embd.weight"]},
         )
+        if self.hparams.f_embedding_scale != 1.0:
+            self.scale("inp_scaled", self.l_out, self.l_out, self.hparams.f_embedding_scale)
 
     def attention(self, il: int, block: Block) -> None:
-        """l_out -> ffn_inp: norm, q/k/v, rope, KV cache, attention, projection, residual."""
+        """l_out -> ffn_inp: norm, q/k/v, norms of heads, rope, KV cache, attention, projection, residual."""
         hp = self.hparams
-        normed = self.norm(f"attn_norm-{il}", self.l_out, "attn_norm", block["attn_norm.weight"])
+        normed = self.block_norm(f"attn_norm-{il}", self.l_out, block, "attn_norm")
         names = ("attn_q", "attn_k", "attn_v")
         x = self.activations(f"attn_norm-{il}", normed, (block[f"{name}.weight"].qtype for name in names))
         q, k, v = (
@@ -72,8 +66,7 @@ class Decoder:
         )
         for name, out in zip(names, (q, k, v), strict=True):
             self.matmul(f"{out.name}-{il}", x, block[f"{name}.weight"], out, bias=block.get(f"{name}.bias"))
-        self.rope(f"Qcur_rope-{il}", q, hp.n_head)
-        self.rope(f"Kcur_rope-{il}", k, hp.n_head_kv)
+        self.positions(il, block, q, k)
         cache_k, cache_v = (
             Buffer(f"cache_{name}_l{il}", self.kv_kind, self.n_ctx, width)
             for name, width in (("k", hp.n_embd_k_gqa), ("v", hp.n_embd_v_gqa))
@@ -87,67 +80,82 @@ class Decoder:
             Rows.TOKENS,
             inputs={"q": q, "k": cache_k, "v": cache_v},
             outputs={"out": kqv_out},
-            options={"n_head": hp.n_head, "n_head_kv": hp.n_head_kv, "scale": hp.f_attention_scale},
+            weights={"sinks": sinks} if (sinks := block.get("attn_sinks.weight")) else {},
+            options={
+                "n_head": hp.n_head,
+                "n_head_kv": hp.n_head_kv,
+                "n_swa": hp.n_swa if hp.is_swa[il] else 0,
+                "scale": hp.f_attention_scale,
+            },
         )
-        weight = block["attn_output.weight"]
-        x = self.activations(f"kqv_out-{il}", kqv_out, (weight.qtype,))
-        bias = block.get("attn_output.bias")
-        self.matmul(f"ffn_inp-{il}", x, weight, self.ffn_inp, bias=bias, residual=self.l_out)
+        x = self.activations(f"kqv_out-{il}", kqv_out, (block["attn_output.weight"].qtype,))
+        self.project(il, x, block, "attn_output", self.l_out, self.ffn_inp)
+
+    def positions(self, il: int, block: Block, q: Buffer, k: Buffer) -> None:
+        """Rope, and before or after it the norms of queries and keys where there are some; in place."""
+        hp = self.hparams
+        table = "rope_swa" if hp.is_swa[il] else "rope"
+
+        def norms() -> None:
+            for x, name in ((q, "attn_q_norm.weight"), (k, "attn_k_norm.weight")):
+                if weight := block.get(name):
+                    self.norm(f"{x.name}_normed-{il}", x, x, weight)
+
+        if not self.arch.norms_after_rope:
+            norms()
+        self.rope(f"Qcur_rope-{il}", q, hp.n_head, table)
+        self.rope(f"Kcur_rope-{il}", k, hp.n_head_kv, table)
+        if self.arch.norms_after_rope:
+            norms()
 
     def feed_forward(self, il: int, block: Block) -> None:
         """ffn_inp -> l_out: norm, then the dense feed-forward or the mixture of experts, residual."""
-        normed = self.norm(f"ffn_norm-{il}", self.ffn_inp, "ffn_norm", block["ffn_norm.weight"])
+        normed = self.block_norm(f"ffn_norm-{il}", self.ffn_inp, block, self.arch.ffn_norm)
+        x = self.activations(f"ffn_norm-{il}", normed, block.ffn_input_qtypes())
         if block.experts:
-            self.mixture(il, normed, block.experts)
+            shared = self.shared_expert(il, normed, x, block) if block.has_shared_expert else None
+            self.mixture(il, x, block, block.experts, shared)
         else:
-            self.dense(il, normed, block)
+            hidden = self.gated(il, x, block, "")
+            self.project(il, hidden, block, "ffn_down", self.ffn_inp, self.l_out)
 
-    def dense(self, il: int, normed: Buffer, block: Block) -> None:
-        """ffn_norm -> l_out through one gated feed-forward."""
-        names = ("ffn_gate", "ffn_up")
-        x = self.activations(f"ffn_norm-{il}", normed, (block[f"{name}.weight"].qtype for name in names))
-        gate, up = (self.buffer(name, self.hparams.n_ff) for name in names)
+    def project(
+        self, il: int, x: Activations, block: Block, name: str, residual: Buffer, out: Buffer
+    ) -> None:
+        """The last matrix of a branch: out = f_residual_scale * (weight . x (+ bias)) + residual."""
+        weight, bias = block[f"{name}.weight"], block.get(f"{name}.bias")
+        if self.hparams.f_residual_scale == 1.0:
+            self.matmul(f"{out.name}-{il}", x, weight, out, bias=bias, residual=residual)
+            return
+        branch = self.buffer(name, out.cols)
+        self.matmul(f"{name}-{il}", x, weight, branch, bias=bias)
+        self.scale(f"{out.name}-{il}", branch, out, self.hparams.f_residual_scale, residual=residual)
+
+    def gated(self, il: int, x: Activations, block: Block, kind: str) -> Activations:
+        """ffn_norm -> the hidden units of a dense feed-forward (kind "") or a shared expert ("_shexp")."""
+        names = (f"ffn_gate{kind}", f"ffn_up{kind}")
+        gate, up = (self.buffer(name, block[f"{name}.weight"].shape[1]) for name in names)
         for name, out in zip(names, (gate, up), strict=True):
             self.matmul(f"{name}-{il}", x, block[f"{name}.weight"], out, bias=block.get(f"{name}.bias"))
-        self.swiglu(f"ffn_swiglu-{il}", gate, up, Rows.TOKENS)
-        down = block["ffn_down.weight"]
-        x = self.activations(f"ffn_swiglu-{il}", gate, (down.qtype,))
-        self.matmul(
-            f"l_out-{il}", x, down, self.l_out, bias=block.get("ffn_down.bias"), residual=self.ffn_inp
-        )
+        self.swiglu(f"ffn_swiglu{kind}-{il}", gate, up, Rows.TOKENS)
+        return self.activations(f"ffn_swiglu{kind}-{il}", gate, (block[f"ffn_down{kind}.weight"].qtype,))
 
-    def mixture(self, il: int, normed: Buffer, experts: Experts) -> None:
-        """ffn_norm -> l_out through the experts that the router chooses.
+    def mixture(self, il: int, x: Activations, block: Block, experts: Experts, shared: Buffer | None) -> None:
+        """ffn_norm -> l_out through the experts that the router chooses; adds the shared one's output.
 
         A *place* is one of a token's chosen experts; places are sorted by expert, so that each expert's
         weights are read once for all its tokens.
         """
         hp = self.hparams
-        k, n_places = hp.n_expert_used, self.n_tokens * hp.n_expert_used
-        router = experts.ffn_gate_inp
-        x = self.activations(f"ffn_norm-{il}", normed, (router.qtype,))
-        logits = self.buffer("ffn_moe_logits", hp.n_expert)
-        self.matmul(f"ffn_moe_logits-{il}", x, router, logits)
-        topk, chosen = self.buffer("ffn_moe_topk", k, Kind.I32), self.buffer("ffn_moe_weights", k)
-        self.graph.add(
-            f"ffn_moe_topk-{il}",
-            Op.MOE_TOPK,
-            Rows.TOKENS,
-            inputs={},
-            outputs={"logits": logits, "ids": topk, "weights": chosen},
-            options={
-                "gating": hp.expert_gating_func,
-                "normalize": int(hp.expert_weights_norm),
-                "weights_scale": hp.expert_weights_scale,
-            },
-        )
+        n_places = self.n_tokens * hp.n_expert_used
+        topk, chosen = self.router(il, x, block, experts.ffn_gate_inp)
         places = {
             "used": Buffer("expert_used", Kind.I32, 1, hp.n_expert),
             "n_used": Buffer("expert_n_used", Kind.I64, 1, 1),
             "first": Buffer("expert_first", Kind.I32, 1, hp.n_expert + 1),
             "counts": Buffer("expert_counts", Kind.I32, 1, hp.n_expert),
             "token": Buffer("place_token", Kind.I32, n_places, 1),
-            "place": self.buffer("token_place", k, Kind.I32),
+            "place": self.buffer("token_place", hp.n_expert_used, Kind.I32),
         }
         self.graph.add(
             f"ffn_moe_rows-{il}", Op.EXPERT_ROWS, Rows.TOKENS, inputs={"ids": topk}, outputs=places
@@ -160,24 +168,99 @@ class Decoder:
                 ("ffn_moe_down", hp.n_embd),
             )
         )
-        roles = ((gate, experts.ffn_gate_exps), (up, experts.ffn_up_exps))
-        x = self.activations(f"ffn_norm-{il}", normed, (t for _, role in roles for t in role.qtypes))
-        for out, role in roles:
+        for out, role in ((gate, experts.ffn_gate_exps), (up, experts.ffn_up_exps)):
             self.matmul_id(f"{out.name}-{il}", x, role, out, places, gather=True)
+        self.expert_bias(il, block, "ffn_gate_exps", gate, topk, places)
+        self.expert_bias(il, block, "ffn_up_exps", up, topk, places)
         self.swiglu(f"ffn_moe_swiglu-{il}", gate, up, Rows.PLACES)
-        x = self.activations(f"ffn_moe_swiglu-{il}", gate, experts.ffn_down_exps.qtypes, Rows.PLACES)
-        self.matmul_id(f"ffn_moe_down-{il}", x, experts.ffn_down_exps, down, places, gather=False)
+        hidden = self.activations(f"ffn_moe_swiglu-{il}", gate, experts.ffn_down_exps.qtypes, Rows.PLACES)
+        self.matmul_id(f"ffn_moe_down-{il}", hidden, experts.ffn_down_exps, down, places, gather=False)
+        self.expert_bias(il, block, "ffn_down_exps", down, topk, places)
+        inputs = {"x": down, "place": places["place"], "weights": chosen}
+        if shared:
+            inputs["shared"] = shared
+        self.sum_experts(il, inputs)
+
+    def router(self, il: int, x: Activations, block: Block, weight: Tensor) -> tuple[Buffer, Buffer]:
+        """ffn_norm -> the ids of each token's experts and their weights, both [n_expert_used]."""
+        hp = self.hparams
+        logits = self.buffer("ffn_moe_logits", hp.n_expert)
+        self.matmul(f"ffn_moe_logits-{il}", x, weight, logits, bias=block.get("ffn_gate_inp.bias"))
+        topk = self.buffer("ffn_moe_topk", hp.n_expert_used, Kind.I32)
+        chosen = self.buffer("ffn_moe_weights", hp.n_expert_used)
+        outputs = {"logits": logits, "ids": topk, "weights": chosen}
+        bias = block.get("exp_probs_b.bias")
+        if bias or hp.n_expert_groups > 1:
+            outputs["selection"] = self.buffer("ffn_moe_probs_biased", hp.n_expert)
+        if hp.n_expert_groups > 1:
+            outputs["group_scores"] = self.buffer("ffn_moe_group_scores", hp.n_expert_groups)
         self.graph.add(
-            f"l_out-{il}",
-            Op.MOE_SUM,
+            f"ffn_moe_topk-{il}",
+            Op.MOE_TOPK,
             Rows.TOKENS,
-            inputs={"x": down, "place": places["place"], "weights": chosen, "residual": self.ffn_inp},
-            outputs={"out": self.l_out},
+            inputs={},
+            outputs=outputs,
+            weights={"bias": bias} if bias else {},
+            options={
+                "gating": hp.expert_gating_func,
+                "normalize": int(hp.expert_weights_norm),
+                "weights_scale": hp.expert_weights_scale,
+                "n_group": hp.n_expert_groups,
+                "n_group_used": hp.n_group_used,
+            },
         )
+        return topk, chosen
+
+    def expert_bias(
+        self, il: int, block: Block, name: str, x: Buffer, topk: Buffer, places: dict[str, Buffer]
+    ) -> None:
+        """Add to what each expert gave its own bias, if the file has one."""
+        if bias := block.get(f"{name}.bias"):
+            self.graph.add(
+                f"{x.name}_biased-{il}",
+                Op.ADD_ID,
+                Rows.TOKENS,
+                inputs={"ids": topk, "place": places["place"]},
+                outputs={"x": x},
+                weights={"bias": bias},
+            )
+
+    def shared_expert(self, il: int, normed: Buffer, x: Activations, block: Block) -> Buffer:
+        """ffn_norm -> the output of the expert for every token, times its gate if it has one."""
+        hidden = self.gated(il, x, block, "_shexp")
+        out = self.buffer("ffn_shexp", self.hparams.n_embd)
+        self.matmul(f"ffn_shexp-{il}", hidden, block["ffn_down_shexp.weight"], out)
+        if gate := block.get("ffn_gate_inp_shexp.weight"):
+            self.graph.add(
+                f"ffn_shexp_out-{il}",
+                Op.SHEXP_GATE,
+                Rows.TOKENS,
+                inputs={"x": normed},
+                outputs={"out": out},
+                weights={"weight": gate},
+            )
+        return out
+
+    def sum_experts(self, il: int, inputs: dict[str, Buffer]) -> None:
+        """The experts' outputs -> l_out, as `project` does with a dense feed-forward."""
+        if self.hparams.f_residual_scale == 1.0:
+            inputs, outputs = inputs | {"residual": self.ffn_inp}, {"out": self.l_out}
+            self.graph.add(f"l_out-{il}", Op.MOE_SUM, Rows.TOKENS, inputs=inputs, outputs=outputs)
+            return
+        out = self.buffer("ffn_out", self.hparams.n_embd)
+        self.graph.add(f"ffn_out-{il}", Op.MOE_SUM, Rows.TOKENS, inputs=inputs, outputs={"out": out})
+        self.scale(f"l_out-{il}", out, self.l_out, self.hparams.f_residual_scale, residual=self.ffn_inp)
+
+    def block_norm(self, name: str, x: Buffer, block: Block, weight: str) -> Buffer:
+        """The norm of a block that is called `weight` in the file; its output has the task's name."""
+        out = self.buffer(name.rpartition("-")[0], x.cols)
+        self.norm(name, x, out, block[f"{weight}.weight"], bias=block.get(f"{weight}.bias"))
+        return out
 
     def result(self) -> None:
         """The wanted rows of l_out -> logits."""
-        last = self.buffer("result_embd", self.hparams.n_embd)
+        hp, weights = self.hparams, self.weights
+        last, normed = self.buffer("result_embd", hp.n_embd), self.buffer("result_norm", hp.n_embd)
         self.graph.add(
             "result_embd",
             Op.GET_ROWS,
@@ -185,92 +268,11 @@ class Decoder:
             inputs={"tokens": self.buffer("out_ids", 1, Kind.I32), "weight": self.l_out},
             outputs={"out": last},
         )
-        weight = self.weights["output_norm.weight"]
-        normed = self.norm("result_norm", last, "result_norm", weight, Rows.OUTPUTS)
-        output = self.weights.output
-        x = self.activations("result_norm", normed, (output.qtype,), Rows.OUTPUTS)
-        self.matmul(
-            "result_output", x, output, self.buffer("result_output", self.hparams.n_vocab), rows=Rows.OUTPUTS
-        )
-
-    def buffer(self, name: str, cols: int, kind: Kind = Kind.F32) -> Buffer:
-        """A buffer with one row for each token."""
-        return Buffer(name, kind, self.n_tokens, cols)
-
-    def norm(self, name: str, x: Buffer, out_name: str, weight: Tensor, rows: Rows = Rows.TOKENS) -> Buffer:
-        out = self.buffer(out_name, x.cols)
-        self.graph.add(
-            name,
-            Op.RMS_NORM,
-            rows,
-            inputs={"x": x},
-            outputs={"out": out},
-            weights={"weight": weight},
-            options={"eps": self.hparams.f_norm_rms_eps},
-        )
-        return out
-
-    def activations(
-        self, name: str, x: Buffer, qtypes: Iterable[GGMLType], rows: Rows = Rows.TOKENS
-    ) -> Activations:
-        """x in each format that weights of these types meet; adds a task for each that is quantized."""
-        found: Activations = {}
-        for activation in dict.fromkeys(ACTIVATION_FORMAT[qtype] for qtype in qtypes):
-            found[activation] = x
-            if activation is not ActivationFormat.F32:
-                found[activation] = out = Buffer(f"{x.name}_{activation.value}", activation, x.rows, x.cols)
-                self.graph.add(
-                    f"{name}_{activation.value}", Op.QUANTIZE, rows, inputs={"x": x}, outputs={"out": out}
-                )
-        return found
-
-    def matmul(
-        self,
-        name: str,
-        x: Activations,
-        weight: Tensor,
-        out: Buffer,
-        *,
-        bias: Tensor | None = None,
-        residual: Buffer | None = None,
-        rows: Rows = Rows.TOKENS,
-    ) -> None:
-        inputs = {"x": x[ACTIVATION_FORMAT[weight.qtype]]}
-        if residual:
-            inputs["residual"] = residual
-        weights = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        self.graph.add(name, Op.MATMUL, rows, inputs=inputs, outputs={"out": out}, weights=weights)
-
-    def matmul_id(
-        self,
-        name: str,
-        x: Activations,
-        weight: ExpertTensors,
-        out: Buffer,
-        places: dict[str, Buffer],
-        *,
-        gather: bool,
-    ) -> None:
-        """One matmul by expert. With `gather` x has a row for each token, else one for each place."""
-        inputs = {
-            activation.value: x[activation] for activation in {ACTIVATION_FORMAT[t] for t in weight.qtypes}
-        }
-        inputs |= {key: places[key] for key in ("used", "n_used", "first")}
-        if gather:
-            inputs["x_index"] = places["token"]
-        self.graph.add(
-            name, Op.MATMUL_ID, Rows.PLACES, inputs=inputs, outputs={"out": out}, weights={"weight": weight}
-        )
-
-    def rope(self, name: str, x: Buffer, n_head: int) -> None:
-        hp = self.hparams
-        tables = {key: self.buffer(f"rope_{key}", hp.n_rot_pairs) for key in ("cos", "sin")}
-        options = {
-            "n_head": n_head,
-            "n_rot": hp.n_rot,
-            "pair_stride": 1 if self.arch.rope is RopeStyle.NORM else hp.n_rot_pairs,
-        }
-        self.graph.add(name, Op.ROPE, Rows.TOKENS, inputs=tables, outputs={"x": x}, options=options)
-
-    def swiglu(self, name: str, gate: Buffer, up: Buffer, rows: Rows) -> None:
-        self.graph.add(name, Op.SWIGLU, rows, inputs={"up": up}, outputs={"gate": gate})
+        weight, bias = weights["output_norm.weight"], weights.get("output_norm.bias")
+        self.norm("result_norm", last, normed, weight, bias=bias, rows=Rows.OUTPUTS)
+        x = self.activations("result_norm", normed, (weights.output.qtype,), Rows.OUTPUTS)
+        logits = self.buffer("result_output", hp.n_vocab)
+        bias = weights.get("output.bias")
+        self.matmul("result_output", x, weights.output, logits, bias=bias, rows=Rows.OUTPUTS)
+        if hp.f_logit_scale != 1.0:
+            self.scale("result_scaled", logits, logits, 1.0 / hp.f_logit_scale, rows=Rows.OUTPUTS)

@@ -16,6 +16,7 @@ class Op(enum.StrEnum):
 
     GET_ROWS = "get_rows"
     RMS_NORM = "rms_norm"
+    SCALE = "scale"
     QUANTIZE = "quantize"
     MATMUL = "matmul"
     MATMUL_ID = "matmul_id"
@@ -25,7 +26,10 @@ class Op(enum.StrEnum):
     MOE_TOPK = "moe_topk"
     EXPERT_ROWS = "expert_rows"
     SWIGLU = "swiglu"
+    SWIGLU_OAI = "swiglu_oai"
+    ADD_ID = "add_id"
     MOE_SUM = "moe_sum"
+    SHEXP_GATE = "shexp_gate"
 
 
 class Rows(enum.StrEnum):

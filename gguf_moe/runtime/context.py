@@ -8,7 +8,7 @@ import numpy as np
 
 from gguf_moe.arch.base import Arch
 from gguf_moe.arch.hparams import HParams
-from gguf_moe.arch.rope import RopeTable
+from gguf_moe.arch.rope import rope_tables
 from gguf_moe.arch.weights import Weights
 from gguf_moe.errors import ContextFullError
 from gguf_moe.graph.decoder import build_graph
@@ -37,7 +37,7 @@ class Context:
         self.n_batch = n_batch
         self.tokens: list[int] = []
         self._hparams = hparams
-        self._rope = RopeTable(hparams, weights, n_ctx)
+        self._rope_tables = rope_tables(arch, hparams, weights, n_ctx)
         self._memory = Memory()
         self.graph: Graph = build_graph(
             arch, hparams, weights, n_tokens=n_batch, n_ctx=n_ctx, kv_kind=kv_kind
@@ -93,7 +93,8 @@ class Context:
         memory.set_step(n_past, n, n_outputs, n * self._hparams.n_expert_used)
         memory["inp_tokens"][:n, 0] = tokens
         memory["out_ids"][:n_outputs, 0] = np.arange(n - n_outputs, n)
-        memory["rope_cos"][:n], memory["rope_sin"][:n] = self._rope.angles(n_past, n)
+        for name, table in self._rope_tables.items():
+            memory[f"{name}_cos"][:n], memory[f"{name}_sin"][:n] = table.angles(n_past, n)
         assert self._crew is not None, "start() comes first"
         assert self._program is not None
         self._crew.run(self._program)

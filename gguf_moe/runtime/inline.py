@@ -145,7 +145,8 @@ def _kv_store(task: Task, arrays: _Arrays) -> None:
 
 def _attention(task: Task, arrays: _Arrays) -> None:
     q, out = arrays.rows("q"), arrays.rows("out")
-    ops.attention(q, arrays["k"], arrays["v"], out, arrays.n_past, **task.options)
+    sinks = {name: task.tensor(name).data.view(np.float32) for name in task.weights}
+    ops.attention(q, arrays["k"], arrays["v"], out, arrays.n_past, **task.options, **sinks)
 
 
 def _expert_rows(task: Task, arrays: _Arrays) -> None:
@@ -154,8 +155,14 @@ def _expert_rows(task: Task, arrays: _Arrays) -> None:
     ops.expert_rows(**by_row, **flat)
 
 
+def _add_id(task: Task, arrays: _Arrays) -> None:
+    bias = task.tensor("bias")
+    values = bias.data.view(np.float32).reshape(bias.n_rows, -1)
+    ops.add_id(arrays["x"], values, arrays.rows("ids"), arrays.rows("place"))
+
+
 def _moe_sum(task: Task, arrays: _Arrays) -> None:
-    by_row = {name: arrays.rows(name) for name in ("place", "weights", "residual", "out")}
+    by_row = {name: arrays.rows(name) for name in (*task.inputs, *task.outputs) if name != "x"}
     ops.moe_sum(arrays["x"], **by_row)
 
 
@@ -167,6 +174,7 @@ _RUN: dict[Op, Callable[[Task, _Arrays], None]] = {
     Op.KV_STORE: _kv_store,
     Op.ATTENTION: _attention,
     Op.EXPERT_ROWS: _expert_rows,
+    Op.ADD_ID: _add_id,
     Op.MOE_SUM: _moe_sum,
 }
 

@@ -19,7 +19,7 @@ Value = int | float | str | list[int] | list[str]
 """An argument: a number, a kernel's name (its address is meant), or the address of an array of these."""
 
 CHUNK_BYTES = 1 << 17
-"""Weights in one chunk of a matmul. The kernels ask for memory ahead of time, and a chunk's end loses that."""
+"""Weights in one chunk of a matmul: kernels ask for memory ahead of time, and a chunk's end loses that."""
 ROWS_TOGETHER = 16
 """Rows of a weight that the kernels take side by side."""
 
@@ -119,7 +119,13 @@ def _quantize(task: Task, memory: Memory, n_threads: int) -> Lowered:
 
 
 def _rms_norm(task: Task, memory: Memory, n_threads: int) -> Lowered:
-    return "elementwise.rms_norm", structs.RMS_NORM, {"n": task.inputs["x"].cols}
+    special: dict[str, Value] = {"n": task.inputs["x"].cols // task.options["n_head"]}
+    return "elementwise.rms_norm", structs.RMS_NORM, special | _absent(task, "bias")
+
+
+def _scale(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"n": task.outputs["out"].cols}
+    return "elementwise.scale", structs.SCALE, special | _absent(task, "residual")
 
 
 def _matmul(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -134,10 +140,7 @@ def _matmul(task: Task, memory: Memory, n_threads: int) -> Lowered:
         "chunk_rows": _chunk_rows(weight.qtype.row_size(n_in), n_out, n_threads),
         "n_threads": n_threads,
     }
-    absent: dict[str, Value] = {"bias": 0, "residual": 0}
-    for name in (*task.weights, *task.inputs):
-        absent.pop(name, None)
-    return "matmul.matmul", structs.MATMUL, special | absent
+    return "matmul.matmul", structs.MATMUL, special | _absent(task, "bias", "residual")
 
 
 def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -155,9 +158,7 @@ def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
         "chunk_rows": _chunk_rows(max(qtype.row_size(n_in) for qtype in weight.qtypes), n_out, n_threads),
         "n_threads": n_threads,
     }
-    if "x_index" not in task.inputs:
-        special["x_index"] = 0
-    return "matmul.matmul_id", structs.MATMUL_ID, special
+    return "matmul.matmul_id", structs.MATMUL_ID, special | _absent(task, "x_index")
 
 
 def _rope(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -179,12 +180,15 @@ def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
         "scores": memory.address(scores),
         "scores_stride": row_size(scores),
     }
-    return f"attention.attention_{k.kind.value}", structs.ATTENTION, special
+    return f"attention.attention_{k.kind.value}", structs.ATTENTION, special | _absent(task, "sinks")
 
 
 def _moe_topk(task: Task, memory: Memory, n_threads: int) -> Lowered:
-    special: dict[str, Value] = {"n_expert": task.outputs["logits"].cols, "k": task.outputs["ids"].cols}
-    return "moe.moe_topk", structs.MOE_TOPK, special
+    logits = task.outputs["logits"]
+    special: dict[str, Value] = {"n_expert": logits.cols, "k": task.outputs["ids"].cols}
+    if "selection" not in task.outputs:
+        special["selection"] = memory.address(logits)
+    return "moe.moe_topk", structs.MOE_TOPK, special | _absent(task, "bias", "group_scores")
 
 
 def _expert_rows(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -196,15 +200,30 @@ def _swiglu(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "elementwise.swiglu", structs.SWIGLU, {"n": task.outputs["gate"].cols}
 
 
+def _swiglu_oai(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    return "elementwise.swiglu_oai", structs.SWIGLU_OAI, {"n": task.outputs["gate"].cols}
+
+
+def _add_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"k": task.inputs["ids"].cols, "n": task.outputs["x"].cols}
+    return "moe.add_id", structs.ADD_ID, special
+
+
 def _moe_sum(task: Task, memory: Memory, n_threads: int) -> Lowered:
     special: dict[str, Value] = {"k": task.inputs["weights"].cols, "n": task.outputs["out"].cols}
-    return "moe.moe_sum", structs.MOE_SUM, special
+    return "moe.moe_sum", structs.MOE_SUM, special | _absent(task, "shared", "residual")
+
+
+def _shexp_gate(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"n_in": task.inputs["x"].cols, "n": task.outputs["out"].cols}
+    return "moe.shexp_gate", structs.SHEXP_GATE, special
 
 
 _LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
     Op.GET_ROWS: _get_rows,
     Op.QUANTIZE: _quantize,
     Op.RMS_NORM: _rms_norm,
+    Op.SCALE: _scale,
     Op.MATMUL: _matmul,
     Op.MATMUL_ID: _matmul_id,
     Op.ROPE: _rope,
@@ -213,8 +232,17 @@ _LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
     Op.MOE_TOPK: _moe_topk,
     Op.EXPERT_ROWS: _expert_rows,
     Op.SWIGLU: _swiglu,
+    Op.SWIGLU_OAI: _swiglu_oai,
+    Op.ADD_ID: _add_id,
     Op.MOE_SUM: _moe_sum,
+    Op.SHEXP_GATE: _shexp_gate,
 }
+
+
+def _absent(task: Task, *names: str) -> dict[str, Value]:
+    """Address 0 for each of the optional arrays that the task does without."""
+    there = {*task.inputs, *task.outputs, *task.weights}
+    return {name: 0 for name in names if name not in there}
 
 
 def _tile(qtype: GGMLType) -> str:
@@ -222,6 +250,6 @@ def _tile(qtype: GGMLType) -> str:
 
 
 def _chunk_rows(row_size: int, n_out: int, n_threads: int) -> int:
-    """Rows of one chunk: long enough to read memory as one stream, and enough chunks to keep all threads busy."""
+    """Rows of one chunk: enough to read memory as one stream, and enough chunks to keep all threads busy."""
     wanted = min(CHUNK_BYTES // row_size, n_out // (4 * n_threads))
     return max(1, wanted // ROWS_TOGETHER) * ROWS_TOGETHER

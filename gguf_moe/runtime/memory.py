@@ -38,7 +38,9 @@ class Memory:
         """Where a buffer lies; it is made at the first call for it."""
         if buffer.name not in self._arrays:
             self._arrays[buffer.name] = _allocate(buffer)
-        return self._arrays[buffer.name].__array_interface__["data"][0]
+        array = self._arrays[buffer.name]
+        assert array.nbytes == buffer.rows * row_size(buffer), f"{buffer.name} has two sizes"
+        return array.__array_interface__["data"][0]
 
     def set_step(self, n_past: int, n_tokens: int, n_outputs: int, n_places: int) -> None:
         """The numbers of the coming step."""

@@ -16,5 +16,8 @@ EXP_MIN, EXP_MAX = np.float32(-87.0), np.float32(88.0)
 SMALLEST_SUM = np.float32(6.103515625e-5)
 """The chosen experts' weights are divided by their sum, but not by less (llama.cpp: build_moe_ffn)."""
 
+OAI_ALPHA, OAI_LIMIT = np.float32(1.702), np.float32(7.0)
+"""Of gpt-oss's gated unit (llama.cpp: LLM_FFN_SWIGLU_OAI_MOE)."""
+
 SMALLEST_AMAX = np.float32(2.0**-120)
 """A block of activations whose largest magnitude is below this becomes zeros: 127 / amax might overflow."""

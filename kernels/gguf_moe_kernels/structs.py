@@ -1,7 +1,8 @@
 """The arguments of each op: one C struct an op, filled in by the runtime and read by the kernel.
 
-Addresses, counts and sizes are int64; sizes and strides are in bytes unless said. `rows` is the address of an
-int64: how many rows (tokens, or places of tokens in experts) this step has.
+Addresses, counts and sizes are int64; sizes and strides are in bytes unless said. The address of an array in
+"(+ array)" is 0 where there is none. `rows` is the address of an int64: how many rows (tokens, or places of
+tokens in experts) this step has.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ GET_ROWS = _struct("dequantize weight row_size n tokens out rows")
 # x -> out, one row of n activations each
 QUANTIZE = _struct("x n out out_stride rows")
 
-# out[i] = x[i] / sqrt(mean(x[i]^2) + eps) * weight, float32 [n]
-RMS_NORM = _struct("x weight out n rows", "eps")
+# out[i, h] = x[i, h] / sqrt(mean(x[i, h]^2) + eps) * weight (+ bias), float32 [n_head, n] a row
+RMS_NORM = _struct("x weight bias out n n_head rows", "eps")
+
+# out[i] = factor * x[i] (+ residual[i]), float32 [n]
+SCALE = _struct("x residual out n rows", "factor")
 
 # out[i] = weight . x[i] (+ bias) (+ residual[i]); out and residual are float32 [rows, n_out]
 MATMUL = _struct("tile weight row_size n_out n_in x x_stride out rows chunk_rows n_threads bias residual")
@@ -31,7 +35,9 @@ MATMUL = _struct("tile weight row_size n_out n_in x x_stride out rows chunk_rows
 # The same for experts. tiles, weights, row_sizes, x, x_stride: int64 [n_expert], because experts may differ
 # in type. used, n_used, first: see EXPERT_ROWS. A place p of expert e: out[p] = weight[e] . x[e][x_index[p]];
 # x_index is int32, or 0 for x[e][p].
-MATMUL_ID = _struct("tiles weights row_sizes n_out n_in x x_stride x_index out used n_used first chunk_rows n_threads")
+MATMUL_ID = _struct(
+    "tiles weights row_sizes n_out n_in x x_stride x_index out used n_used first chunk_rows n_threads"
+)
 
 # Rotate the first n_rot of each head's n_embd_head elements in place. cos, sin: float32 [rows, n_rot / 2].
 # pair_stride 1: NORM (neighbours are a pair); n_rot / 2: NEOX (halves).
@@ -41,13 +47,21 @@ ROPE = _struct("x n_head n_embd_head n_rot pair_stride cos sin rows")
 KV_STORE = _struct("x cache n n_past rows")
 
 # out[i, h] = softmax(scale * q[i, h] . k[: n_past + i + 1, h']) . v[.., h'], h' = h / (n_head / n_head_kv)
+# n_swa: only the last n_swa of these positions, or all if 0
+# sinks: float32 [n_head], a score of each head that takes part in the softmax and has no value, or 0 for none
 # scores: float32 [threads, n_ctx], scores_stride bytes a thread
 ATTENTION = _struct(
-    "q k v out n_head n_head_kv n_embd_head_k n_embd_head_v n_past scores scores_stride rows", "scale"
+    "q k v sinks out n_head n_head_kv n_embd_head_k n_embd_head_v n_swa n_past scores scores_stride rows",
+    "scale",
 )
 
 # logits float32 [rows, n_expert] -> ids int32 [rows, k], weights float32 [rows, k]
-MOE_TOPK = _struct("logits ids weights n_expert k gating normalize rows", "weights_scale")
+# selection: float32 [rows, n_expert], what is chosen by: the logits' own address if there is no bias (float32
+# [n_expert], or 0) and there are no groups. group_scores: float32 [rows, n_group], or 0 without groups
+MOE_TOPK = _struct(
+    "logits selection bias group_scores ids weights n_expert k n_group n_group_used gating normalize rows",
+    "weights_scale",
+)
 
 # Sort places by expert. ids int32 [rows, k] -> used int32 [n_expert] (experts that have tokens, ascending),
 # n_used int64, first int32 [n_expert + 1] (of used expert u: its places are first[u] .. first[u + 1]),
@@ -57,8 +71,17 @@ EXPERT_ROWS = _struct("ids n_expert k used n_used first token place counts rows"
 # gate[i] = silu(gate[i]) * up[i], float32 [n]
 SWIGLU = _struct("gate up n rows")
 
-# out[i] = residual[i] + sum over j of weights[i, j] * x[place[i, j]], in the router's order
-MOE_SUM = _struct("x place weights k n residual out rows")
+# g = min(gate[i], 7), u = up[i] within -7 and 7: gate[i] = g * sigmoid(1.702 * g) * (u + 1), float32 [n]
+SWIGLU_OAI = _struct("gate up n rows")
+
+# x[place[i, j]] += bias[ids[i, j]], float32 [n]; ids and place are int32 [rows, k], bias [n_expert, n]
+ADD_ID = _struct("x bias ids place k n rows")
+
+# out[i] = sum over j of weights[i, j] * x[place[i, j]] in the router's order (+ shared[i]) (+ residual[i])
+MOE_SUM = _struct("x place weights k n shared residual out rows")
+
+# out[i] = sigmoid(weight . x[i]) * out[i], float32: x and weight [n_in], out [n]
+SHEXP_GATE = _struct("x weight n_in out n rows")
 
 
 class Control(enum.IntEnum):

@@ -1,19 +1,14 @@
-"""Every op that isn't a tile: the kernel against the reference, bit for bit."""
+"""Every op that isn't a tile or about experts: the kernel against the reference, bit for bit."""
 
 import numpy as np
 import pytest
 
 from gguf_moe_kernels import structs
-from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
-from gguf_moe_kernels.gating import Gating
+from gguf_moe_kernels.activations import ActivationFormat
 from gguf_moe_kernels.quants import GGMLType
 from gguf_moe_kernels.ref import activations, exact, matmul, ops
 
-Q4_K, Q8_0, F32, F16 = GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.F32, GGMLType.F16
-
-
-def address(array):
-    return array.__array_interface__["data"][0]
+Q4_K, Q8_0, F32 = GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.F32
 
 
 def normal(rng, *shape):
@@ -81,11 +76,38 @@ def test_quantize_the_smallest_and_the_largest(rng, call_op, assert_same_bits, a
 
 
 @pytest.mark.parametrize("n", [8, 33, 256, 300])
-def test_rms_norm(rng, call_op, assert_same_bits, n):
-    x, weight, out, expected = normal(rng, 3, n), normal(rng, n), empty(3, n), empty(3, n)
+@pytest.mark.parametrize("n_head", [1, 3])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_rms_norm(rng, call_op, assert_same_bits, n, n_head, has_bias):
+    x, weight, bias = normal(rng, 3, n_head * n), normal(rng, n), normal(rng, n) if has_bias else None
     x[2] = 0
-    call_op("elementwise.rms_norm", structs.RMS_NORM, x=x, weight=weight, out=out, n=n, rows=3, eps=1e-5)
-    ops.rms_norm(x, weight, expected, 1e-5)
+    out, expected = empty(*x.shape), empty(*x.shape)
+    sizes = {"n": n, "n_head": n_head, "rows": 3, "eps": 1e-5}
+    arrays = {"weight": weight, "bias": bias if has_bias else 0}
+    call_op("elementwise.rms_norm", structs.RMS_NORM, x=x, out=out, **arrays, **sizes)
+    ops.rms_norm(x, weight, expected, 1e-5, n_head, bias)
+    assert_same_bits(out, expected)
+    call_op("elementwise.rms_norm", structs.RMS_NORM, x=x, out=x, **arrays, **sizes)
+    assert_same_bits(x, expected)
+
+
+def test_rms_norm_of_heads_is_near_the_truth(rng):
+    x, weight, bias, out = normal(rng, 2, 24), normal(rng, 8), normal(rng, 8), empty(2, 24)
+    ops.rms_norm(x, weight, out, 0.5, 3, bias)
+    head = x[1, 8:16].astype(float)
+    np.testing.assert_allclose(
+        out[1, 8:16], head / np.sqrt((head**2).mean() + 0.5) * weight + bias, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("n", [32, 77])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_scale(rng, call_op, assert_same_bits, n, has_residual):
+    x, residual = normal(rng, 3, n), normal(rng, 3, n) if has_residual else None
+    out, expected = empty(3, n), empty(3, n)
+    arrays = {"x": x, "residual": residual if has_residual else 0}
+    call_op("elementwise.scale", structs.SCALE, out=out, n=n, rows=3, factor=0.22, **arrays)
+    ops.scale(x, expected, 0.22, residual)
     assert_same_bits(out, expected)
 
 
@@ -117,22 +139,29 @@ def test_kv_store(rng, call_op, assert_same_bits, dtype):
 @pytest.mark.parametrize(
     ("n_head", "n_head_kv", "d_k", "d_v"), [(4, 2, 64, 64), (3, 1, 8, 8), (2, 2, 80, 72)]
 )
-@pytest.mark.parametrize(("n_past", "rows"), [(0, 1), (0, 5), (37, 3)])
-def test_attention(rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows):
+@pytest.mark.parametrize(
+    ("n_past", "rows", "n_swa"), [(0, 1, 0), (0, 5, 0), (37, 3, 0), (6, 5, 8), (37, 3, 8)]
+)
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_attention(
+    rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows, n_swa, has_sinks
+):
     q, k, v = (
         normal(rng, rows, n_head * d_k),
         normal(rng, 48, n_head_kv * d_k),
         normal(rng, 48, n_head_kv * d_v),
     )
+    sinks = normal(rng, n_head) * 5 if has_sinks else None
     k, v = k.astype(dtype), v.astype(dtype)
     out, expected, scores = empty(rows, n_head * d_v), empty(rows, n_head * d_v), empty(1, 48)
-    heads = {"n_head": n_head, "n_head_kv": n_head_kv, "scale": d_k**-0.5}
+    heads = {"n_head": n_head, "n_head_kv": n_head_kv, "n_swa": n_swa, "scale": d_k**-0.5}
     call_op(
         f"attention.attention_{'f16' if dtype is np.float16 else 'f32'}",
         structs.ATTENTION,
         q=q,
         k=k,
         v=v,
+        sinks=sinks if has_sinks else 0,
         out=out,
         n_embd_head_k=d_k,
         n_embd_head_v=d_v,
@@ -142,80 +171,19 @@ def test_attention(rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k
         rows=rows,
         **heads,
     )
-    ops.attention(q, k, v, expected, n_past, **heads)
+    ops.attention(q, k, v, expected, n_past, **heads, sinks=sinks)
     assert_same_bits(out, expected)
 
 
 def test_attention_is_near_the_truth(rng):
     q, k, v, out = normal(rng, 1, 64), normal(rng, 20, 64), normal(rng, 20, 64), empty(1, 64)
-    ops.attention(q, k, v, out, 19, n_head=1, n_head_kv=1, scale=0.125)
-    scores = np.exp(0.125 * k.astype(float) @ q[0])
-    np.testing.assert_allclose(out[0], scores / scores.sum() @ v, atol=1e-6)
-
-
-@pytest.fixture
-def topk(call_op):
-    def run(logits, k, options):
-        ids, weights = empty(len(logits), k, dtype=np.int32), empty(len(logits), k)
-        n_expert, rows = logits.shape[1], len(logits)
-        arrays = {"logits": logits, "ids": ids, "weights": weights}
-        call_op("moe.moe_topk", structs.MOE_TOPK, n_expert=n_expert, k=k, rows=rows, **arrays, **options)
-        return ids, weights
-
-    return run
-
-
-@pytest.mark.parametrize("gating", list(Gating), ids=lambda g: g.name)
-@pytest.mark.parametrize("normalize", [0, 1])
-@pytest.mark.parametrize(("n_expert", "k"), [(4, 2), (8, 8), (60, 4), (1, 1)])
-def test_moe_topk(rng, topk, assert_same_bits, gating, normalize, n_expert, k):
-    logits = normal(rng, 6, n_expert)
-    logits[1] = 0.25  # all the same
-    logits[2, : n_expert // 2] = logits[2, -1]
-    logits[3] = -100.0  # sigmoids so small that the smallest sum counts
-    options = {"gating": gating, "normalize": normalize, "weights_scale": 2.5}
-    changed, ids, weights = logits.copy(), empty(6, k, dtype=np.int32), empty(6, k)
-    ops.moe_topk(changed, ids, weights, **options)
-    got_ids, got_weights = topk(logits, k, options)
-    np.testing.assert_array_equal(got_ids, ids)
-    assert_same_bits(got_weights, weights)
-    assert_same_bits(logits, changed)
-    assert list(ids[1]) == list(range(k))
-
-
-@pytest.mark.parametrize("gating", list(Gating), ids=lambda g: g.name)
-@pytest.mark.parametrize("where", [slice(None), slice(0, 1), slice(3, 5)])
-def test_experts_chosen_by_nan_exist(rng, topk, gating, where):
-    logits = normal(rng, 1, 8)
-    logits[0, where] = np.nan
-    ids, _ = topk(logits, 4, {"gating": gating, "normalize": 1, "weights_scale": 1.0})
-    assert ((ids >= 0) & (ids < 8)).all()
-
-
-PLACES = {"used": 8, "n_used": 1, "first": 9, "counts": 8, "token": 20}
-
-
-def sorted_by_expert(ids):
-    arrays = {name: empty(n, dtype=np.int64 if name == "n_used" else np.int32) for name, n in PLACES.items()}
-    arrays["place"] = np.zeros_like(ids)
-    ops.expert_rows(ids, **arrays)
-    return arrays
-
-
-@pytest.mark.parametrize("rows", [1, 4, 10])
-def test_expert_rows(rng, call_op, rows):
-    ids = np.stack([rng.permutation(8)[:2] for _ in range(rows)]).astype(np.int32)
-    ids[ids == 5] = 4  # an expert that nobody chose
-    expected = sorted_by_expert(ids)
-    arrays = {name: np.zeros_like(array) for name, array in expected.items()}
-    call_op("moe.expert_rows", structs.EXPERT_ROWS, ids=ids, n_expert=8, k=2, rows=rows, **arrays)
-    for name, array in expected.items():
-        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
-    for u, expert in enumerate(expected["used"][: expected["n_used"][0]]):
-        for p in range(expected["first"][u], expected["first"][u + 1]):
-            token = expected["token"][p]
-            assert expert in ids[token]
-            assert p in expected["place"][token]
+    for n_swa, seen in ((0, slice(0, 20)), (6, slice(14, 20)), (40, slice(0, 20))):
+        ops.attention(q, k, v, out, 19, n_head=1, n_head_kv=1, n_swa=n_swa, scale=0.125)
+        scores = np.exp(0.125 * k[seen].astype(float) @ q[0])
+        np.testing.assert_allclose(out[0], scores / scores.sum() @ v[seen], atol=1e-6)
+        sinks = np.float32([1.5])
+        ops.attention(q, k, v, out, 19, n_head=1, n_head_kv=1, n_swa=n_swa, scale=0.125, sinks=sinks)
+        np.testing.assert_allclose(out[0], scores / (scores.sum() + np.exp(1.5)) @ v[seen], atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [32, 77])
@@ -229,14 +197,18 @@ def test_swiglu(rng, call_op, assert_same_bits, n):
     assert np.isnan(gate[0, 0])
 
 
-@pytest.mark.parametrize(("n", "k"), [(32, 2), (77, 1), (50, 4)])
-def test_moe_sum(rng, call_op, assert_same_bits, n, k):
-    x, weights, residual = normal(rng, 3 * k, n), normal(rng, 3, k), normal(rng, 3, n)
-    place, out, expected = rng.permutation(3 * k).astype(np.int32).reshape(3, k), empty(3, n), empty(3, n)
-    arrays = {"x": x, "place": place, "weights": weights, "residual": residual}
-    call_op("moe.moe_sum", structs.MOE_SUM, k=k, n=n, out=out, rows=3, **arrays)
-    ops.moe_sum(out=expected, **arrays)
-    assert_same_bits(out, expected)
+def test_swiglu_oai(rng, call_op, assert_same_bits):
+    gate, up = normal(rng, 4, 77) * 10, normal(rng, 4, 77) * 10
+    gate[0, :4] = np.nan, np.inf, -np.inf, -0.0
+    up[1, :4] = np.nan, np.inf, -np.inf, -0.0
+    before, expected = gate.copy(), gate.copy()
+    ops.swiglu_oai(expected, up)
+    call_op("elementwise.swiglu_oai", structs.SWIGLU_OAI, gate=gate, up=up, n=77, rows=4)
+    assert_same_bits(gate, expected)
+    assert np.isnan(gate[0, 0])
+    assert np.isnan(gate[1, 0])
+    g, u = before[2:].astype(float).clip(None, 7), up[2:].astype(float).clip(-7, 7)
+    np.testing.assert_allclose(gate[2:], g / (1 + np.exp(-1.702 * g)) * (u + 1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -266,43 +238,6 @@ def test_matmul(rng, library, call_op, random_rows, assert_same_bits, bias, resi
         **{name: 0 if array is None else array for name, array in added.items()},
     )
     matmul.matmul(Q8_0, weight, x, expected, **added)
-    assert_same_bits(out, expected)
-
-
-@pytest.mark.parametrize("gather", [True, False])
-def test_matmul_id_of_experts_that_differ_in_type(
-    rng, library, call_op, random_rows, assert_same_bits, gather
-):
-    qtypes = (Q4_K, Q8_0, F16, Q4_K, Q8_0, F16, Q4_K, Q8_0)
-    weights = [random_rows(rng, qtype, 6, 256) for qtype in qtypes]
-    ids = np.array([[0, 2], [7, 2], [2, 1], [4, 7]], np.int32)
-    places = sorted_by_expert(ids)
-    x_f32 = normal(rng, len(ids) if gather else ids.size, 256)
-    x = {ActivationFormat.F32: x_f32}
-    x |= {a: activations.quantize(a, x_f32) for a in (ActivationFormat.Q8_0, ActivationFormat.Q8_K)}
-    mine = [x[ACTIVATION_FORMAT[qtype]] for qtype in qtypes]
-    out, expected = empty(ids.size, 6), empty(ids.size, 6)
-    call_op(
-        "matmul.matmul_id",
-        structs.MATMUL_ID,
-        tiles=np.array([library.address(f"{qtype.name.lower()}.tile") for qtype in qtypes]),
-        weights=np.array([address(w) for w in weights]),
-        row_sizes=np.array([w.shape[1] for w in weights]),
-        n_out=6,
-        n_in=256,
-        x=np.array([address(a) for a in mine]),
-        x_stride=np.array([a.strides[0] for a in mine]),
-        x_index=places["token"] if gather else 0,
-        out=out,
-        used=places["used"],
-        n_used=places["n_used"],
-        first=places["first"],
-        chunk_rows=4,
-        n_threads=3,
-    )
-    x_index = places["token"] if gather else None
-    used, n_used, first = places["used"], int(places["n_used"][0]), places["first"]
-    matmul.matmul_id(qtypes, weights, x, expected, used, n_used, first, x_index)
     assert_same_bits(out, expected)
 
 

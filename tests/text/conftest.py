@@ -37,7 +37,23 @@ def make_metadata(values):
     return Metadata(Path("model.gguf"), values, type_names)
 
 
+def _cut_metadata(path):
+    """A vocabulary that was cut down to some of its tokens; in the places of the others stand unused ones."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    n_vocab, ids = values.pop("n_vocab"), values.pop("id")
+    for key, filler in (("tokens", "<unused {}>"), ("token_type", UNUSED), ("scores", -1e9)):
+        if key in values:
+            whole = [filler.format(i) if key == "tokens" else filler for i in range(n_vocab)]
+            for i, value in zip(ids, values[key], strict=True):
+                whole[i] = value
+            values[key] = whole
+    return make_metadata({f"tokenizer.ggml.{key}": value for key, value in values.items()})
+
+
 def _stored_metadata(name):
+    path = DATA / f"{name}.cut.json"
+    if path.exists():
+        return _cut_metadata(path)
     values = json.loads(lzma.decompress((DATA / f"{name}.json.xz").read_bytes()))
     tokens = values["tokenizer.ggml.tokens"]
     merges = values.pop("tokenizer.ggml.merges", None)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 DATA = Path(__file__).parent / "data"
-VOCABULARIES = ("llama-spm", "llama-bpe", "qwen2", "gpt-2")
+VOCABULARIES = sorted(path.stem for path in DATA.glob("*.out"))
 SPECIAL = json.loads((DATA / "special-tokens.json").read_text(encoding="utf-8"))
 
 

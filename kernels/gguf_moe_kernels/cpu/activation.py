@@ -11,7 +11,15 @@ from gguf_moe_kernels.constants import SMALLEST_AMAX
 from gguf_moe_kernels.cpu.arithmetic import float_from_bits, round_even, to_float, to_int
 from gguf_moe_kernels.cpu.compile import op
 from gguf_moe_kernels.cpu.half import f16_to_f32, f32_to_f16
-from gguf_moe_kernels.cpu.memory import load_f32, load_i64, load_u32, store_f32, store_i8, store_i16, store_i32
+from gguf_moe_kernels.cpu.memory import (
+    load_f32,
+    load_i64,
+    load_u32,
+    store_f32,
+    store_i8,
+    store_i16,
+    store_i32,
+)
 
 ZERO, ONE, LIMIT = np.float32(0.0), np.float32(1.0), np.float32(127.0)
 

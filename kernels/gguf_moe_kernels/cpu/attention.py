@@ -1,4 +1,4 @@
-"""Causal attention over the KV cache, with grouped query heads.
+"""Causal attention over the KV cache, with grouped query heads, over all positions or a sliding window.
 
 One chunk is one head of one token. Its arithmetic is in a fixed order whatever the chunks and threads are:
 scores by the float dot product of dot.py, softmax in float32 with the sum in dot.py's order, values added by
@@ -29,9 +29,24 @@ def softmax(scores, n):
     largest = load_f32(scores, 0)
     for j in range(1, n):
         largest = max(largest, load_f32(scores, 4 * j))
+    scale_exponentials(scores, n, largest, ZERO)
+
+
+@njit
+def softmax_with_sink(scores, n, sink):
+    """The same with one more score, whose own share is not stored."""
+    largest = sink
+    for j in range(n):
+        largest = max(largest, load_f32(scores, 4 * j))
+    scale_exponentials(scores, n, largest, exp(sink - largest))
+
+
+@njit
+def scale_exponentials(scores, n, largest, more):
+    """exp(score - largest) / (their sum + more), in place."""
     for j in range(n):
         store_f32(scores, 4 * j, exp(load_f32(scores, 4 * j) - largest))
-    inverse = ONE / sum_f32(scores, n)
+    inverse = ONE / (sum_f32(scores, n) + more)
     for j in range(n):
         store_f32(scores, 4 * j, load_f32(scores, 4 * j) * inverse)
 
@@ -56,10 +71,17 @@ def make_attention(dot: Callable[..., Any], load: Callable[..., Any], size: int)
         k, k_stride = a.k + size * head_kv * d_k, size * n_head_kv * d_k
         v, v_stride = a.v + size * head_kv * d_v, size * n_head_kv * d_v
         scores, scale = a.scores + thread * a.scores_stride, a.scale
-        n_kv = load_i64(a.n_past, 0) + token + 1
+        n_kv, first = load_i64(a.n_past, 0) + token + 1, 0
+        if 0 < a.n_swa < n_kv:
+            first = n_kv - a.n_swa
+            n_kv = a.n_swa
+        k, v = k + first * k_stride, v + first * v_stride
         for j in range(n_kv):
             store_f32(scores, 4 * j, scale * dot(k + j * k_stride, q, d_k))
-        softmax(scores, n_kv)
+        if a.sinks:
+            softmax_with_sink(scores, n_kv, load_f32(a.sinks, 4 * head))
+        else:
+            softmax(scores, n_kv)
         for i in range(d_v):
             store_f32(out, 4 * i, ZERO)
         for j in range(n_kv):

@@ -11,8 +11,8 @@ A type's module has a LAYOUT and two functions:
 Each weight is d * scale * (q - offset) - dmin * minimum. A *header* holds, always with one lane a block:
 
     D, DMIN     f32x16
-    SCALES      a byte for each group: i32x16 number c has those of groups 4c .. 4c + 3; only types of 256 weights
-    MINIMUMS    likewise
+    SCALES      a byte for each group: i32x16 number c has those of groups 4c .. 4c + 3
+    MINIMUMS    likewise; both only in types of 256 weights
 
 In types of 32 weights DMIN is what is added to every weight.
 """
@@ -46,7 +46,6 @@ from gguf_moe_kernels.cpu.vector import (
     load_i32x16,
     store_f32x16,
     store_i8x64,
-    store_i32x16,
 )
 
 D, DMIN = 0, 64
@@ -105,7 +104,7 @@ class Layout:
     def make_pair(self) -> Callable[..., Any]:
         """pair(header, j): of each lane's j-th 32 weights the factors of the sums of their activations.
 
-        They are int16, one for each 16 weights: the minimums, or the scales, which the offset then multiplies.
+        They are int16, one for each 16 weights: the minimums, or scales, which the offset then multiplies.
         """
         column = MINIMUMS if self.has_minimum else SCALES
         is_signed = self.has_signed_scales and not self.has_minimum

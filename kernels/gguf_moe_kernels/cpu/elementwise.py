@@ -1,4 +1,4 @@
-"""Ops that touch each activation once: token rows, norm, rope, gate, and the store into the KV cache."""
+"""Ops that touch each activation once: token rows, norm, scale, rope, gate, the store into the KV cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 from numba import carray, njit
 
 from gguf_moe_kernels import structs
-from gguf_moe_kernels.cpu.arithmetic import ONE, fma, silu, sqrt, to_float
+from gguf_moe_kernels.constants import OAI_ALPHA, OAI_LIMIT
+from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma, silu, sqrt, to_float
 from gguf_moe_kernels.cpu.compile import Kernel, op
 from gguf_moe_kernels.cpu.dot import dot_f32
 from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, make_call, store_f16, store_f32
@@ -31,10 +32,31 @@ def rms_norm(args, chunk, thread):
     a = carray(args, 1)[0]
     if chunk >= load_i64(a.rows, 0):
         return 0
-    n, weight, x, out = a.n, a.weight, a.x + chunk * 4 * a.n, a.out + chunk * 4 * a.n
-    factor = ONE / sqrt(dot_f32(x, x, n) / to_float(n) + a.eps)
+    n, weight, bias = a.n, a.weight, a.bias
+    for h in range(a.n_head):
+        start = 4 * n * (chunk * a.n_head + h)
+        x, out = a.x + start, a.out + start
+        factor = ONE / sqrt(dot_f32(x, x, n) / to_float(n) + a.eps)
+        for i in range(n):
+            store_f32(out, 4 * i, load_f32(x, 4 * i) * factor * load_f32(weight, 4 * i))
+        if bias:
+            for i in range(n):
+                store_f32(out, 4 * i, load_f32(out, 4 * i) + load_f32(bias, 4 * i))
+    return 1
+
+
+@op(structs.SCALE)
+def scale(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, start = a.n, 4 * a.n * chunk
+    x, out = a.x + start, a.out + start
     for i in range(n):
-        store_f32(out, 4 * i, load_f32(x, 4 * i) * factor * load_f32(weight, 4 * i))
+        store_f32(out, 4 * i, a.factor * load_f32(x, 4 * i))
+    if a.residual:
+        for i in range(n):
+            store_f32(out, 4 * i, load_f32(out, 4 * i) + load_f32(a.residual + start, 4 * i))
     return 1
 
 
@@ -91,4 +113,19 @@ def swiglu(args, chunk, thread):
     n, gate, up = a.n, a.gate + chunk * 4 * a.n, a.up + chunk * 4 * a.n
     for i in range(n):
         store_f32(gate, 4 * i, silu(load_f32(gate, 4 * i)) * load_f32(up, 4 * i))
+    return 1
+
+
+@op(structs.SWIGLU_OAI)
+def swiglu_oai(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, gate, up = a.n, a.gate + chunk * 4 * a.n, a.up + chunk * 4 * a.n
+    for i in range(n):
+        g, u = load_f32(gate, 4 * i), load_f32(up, 4 * i)
+        # NaN goes through both comparisons as it is.
+        g = OAI_LIMIT if g > OAI_LIMIT else g
+        u = OAI_LIMIT if u > OAI_LIMIT else (-OAI_LIMIT if u < -OAI_LIMIT else u)
+        store_f32(gate, 4 * i, g / (ONE + exp(-(OAI_ALPHA * g))) * (u + ONE))
     return 1

@@ -17,7 +17,6 @@ VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 1
 lookup = make_lookup(VALUES)
 
 
-
 @njit
 def quants(w):
     """The 32 weights as signed bytes."""

@@ -28,7 +28,9 @@ def unpack_header(places, apart, header):
     for c in range(2):
         nibbles = low >> (16 * c)
         pairs = high >> (8 * c)
-        scales = (nibbles & 0xF) | (nibbles << 4 & 0xF00) | (nibbles << 8 & 0xF0000) | (nibbles << 12 & 0xF000000)
+        scales = (
+            (nibbles & 0xF) | (nibbles << 4 & 0xF00) | (nibbles << 8 & 0xF0000) | (nibbles << 12 & 0xF000000)
+        )
         scales = scales | (pairs << 4 & 0x30)
         scales = scales | (pairs << 10 & 0x3000)
         scales = scales | (pairs << 16 & 0x300000)

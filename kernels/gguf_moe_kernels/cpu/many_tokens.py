@@ -96,7 +96,9 @@ def make_many_tokens(
             if whole:
                 first = min(r, n_rows - ROWS)
                 at = out + 4 * first
-                sixteen_rows(w + first * row_size, row_size, n_in, tokens, n_tokens, unpacked, sums, at, out_stride)
+                sixteen_rows(
+                    w + first * row_size, row_size, n_in, tokens, n_tokens, unpacked, sums, at, out_stride
+                )
                 r += ROWS
                 continue
             sixteen_rows(w + r * row_size, 0, n_in, tokens, n_tokens, unpacked, sums, sums, LANES_SIZE)
@@ -146,9 +148,7 @@ def make_add_blocks(
             t += AT_ONCE
         while t < n_tokens:
             acc = load_one(partial, t * LANES_SIZE)
-            store_one(
-                partial, t * LANES_SIZE, add_block(acc, block, header, tokens + 8 * t, q, d, plane, ib)
-            )
+            store_one(partial, t * LANES_SIZE, add_block(acc, block, header, tokens + 8 * t, q, d, plane, ib))
             t += 1
 
     @njit

@@ -141,7 +141,7 @@ def pause(typingctx):
 
 
 def make_stack(n_bytes: int) -> Callable[..., Any]:
-    """An intrinsic that gives the address of so many bytes on the caller's stack, on a cache line; not cleared."""
+    """An intrinsic: the address of so many bytes on the caller's stack, on a cache line; not cleared."""
 
     @intrinsic
     def stack(typingctx):

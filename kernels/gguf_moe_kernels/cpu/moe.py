@@ -1,4 +1,4 @@
-"""The router's choice, the sorting of tokens by expert, and the weighted sum of the experts' outputs."""
+"""The router's choice, the sorting of tokens by expert, and the sum of the experts' outputs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gguf_moe_kernels.constants import SMALLEST_SUM
 from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma
 from gguf_moe_kernels.cpu.attention import softmax
 from gguf_moe_kernels.cpu.compile import op
-from gguf_moe_kernels.cpu.dot import sum_f32
+from gguf_moe_kernels.cpu.dot import dot_f32, sum_f32
 from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, store_f32, store_i32, store_i64
 from gguf_moe_kernels.gating import Gating
 
-ZERO = np.float32(0.0)
+ZERO, MINUS_INFINITY = np.float32(0.0), np.float32(-np.inf)
 SOFTMAX, SIGMOID, SOFTMAX_WEIGHT = (int(g) for g in (Gating.SOFTMAX, Gating.SIGMOID, Gating.SOFTMAX_WEIGHT))
 
 
@@ -38,19 +38,56 @@ def choose(probabilities, n_expert, k, ids):
         last, last_value = best, best_value
 
 
+@njit
+def sigmoid(x):
+    """1 / (1 + exp(-x)), float32."""
+    return ONE / (ONE + exp(-x))
+
+
+@njit
+def mask_groups(selection, size, n_group, n_group_used, scores):
+    """Put -infinity for the experts outside the best n_group_used groups of `size` experts, in place.
+
+    A group's score is the sum of its two largest; of equal groups the first counts as better.
+    """
+    for g in range(n_group):
+        largest, second = MINUS_INFINITY, MINUS_INFINITY
+        for e in range(size):
+            value = load_f32(selection, 4 * (g * size + e))
+            second = max(second, min(largest, value))
+            largest = max(largest, value)
+        store_f32(scores, 4 * g, largest + second)
+    for g in range(n_group):
+        score, n_better = load_f32(scores, 4 * g), 0
+        for other in range(n_group):
+            other_score = load_f32(scores, 4 * other)
+            n_better += other_score > score or (other_score == score and other < g)
+        if n_better >= n_group_used:
+            for e in range(size):
+                store_f32(selection, 4 * (g * size + e), MINUS_INFINITY)
+
+
 @op(structs.MOE_TOPK)
 def moe_topk(args, chunk, thread):
     a = carray(args, 1)[0]
     if chunk >= load_i64(a.rows, 0):
         return 0
-    n_expert, k, gating = a.n_expert, a.k, a.gating
+    n_expert, k, gating, n_group = a.n_expert, a.k, a.gating, a.n_group
     p, ids, weights = a.logits + chunk * 4 * n_expert, a.ids + chunk * 4 * k, a.weights + chunk * 4 * k
+    selection = a.selection + chunk * 4 * n_expert
     if gating == SOFTMAX:
         softmax(p, n_expert)
     elif gating == SIGMOID:
         for e in range(n_expert):
-            store_f32(p, 4 * e, ONE / (ONE + exp(-load_f32(p, 4 * e))))
-    choose(p, n_expert, k, ids)
+            store_f32(p, 4 * e, sigmoid(load_f32(p, 4 * e)))
+    if selection != p:
+        for e in range(n_expert):
+            bias = load_f32(a.bias, 4 * e) if a.bias else ZERO
+            store_f32(selection, 4 * e, load_f32(p, 4 * e) + bias)
+    if a.group_scores:
+        scores = a.group_scores + chunk * 4 * n_group
+        mask_groups(selection, n_expert // n_group, n_group, a.n_group_used, scores)
+    choose(selection, n_expert, k, ids)
     # 0, or NaN if an expert is not finite: then the choice means nothing, and the output must show it.
     check = sum_f32(p, n_expert)
     check = check - check
@@ -101,13 +138,26 @@ def expert_rows(args, chunk, thread):
     return 1
 
 
+@op(structs.ADD_ID)
+def add_id(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, k = a.n, a.k
+    for j in range(chunk * k, (chunk + 1) * k):
+        x, bias = a.x + load_i32(a.place, 4 * j) * 4 * n, a.bias + load_i32(a.ids, 4 * j) * 4 * n
+        for i in range(n):
+            store_f32(x, 4 * i, load_f32(x, 4 * i) + load_f32(bias, 4 * i))
+    return 1
+
+
 @op(structs.MOE_SUM)
 def moe_sum(args, chunk, thread):
     a = carray(args, 1)[0]
     if chunk >= load_i64(a.rows, 0):
         return 0
     n, k = a.n, a.k
-    out, residual = a.out + chunk * 4 * n, a.residual + chunk * 4 * n
+    out = a.out + chunk * 4 * n
     for i in range(n):
         store_f32(out, 4 * i, ZERO)
     for j in range(k):
@@ -115,6 +165,20 @@ def moe_sum(args, chunk, thread):
         x = a.x + load_i32(a.place, 4 * (chunk * k + j)) * 4 * n
         for i in range(n):
             store_f32(out, 4 * i, fma(weight, load_f32(x, 4 * i), load_f32(out, 4 * i)))
+    for addend in (a.shared, a.residual):
+        if addend:
+            for i in range(n):
+                store_f32(out, 4 * i, load_f32(out, 4 * i) + load_f32(addend + chunk * 4 * n, 4 * i))
+    return 1
+
+
+@op(structs.SHEXP_GATE)
+def shexp_gate(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, x, out = a.n, a.x + chunk * 4 * a.n_in, a.out + chunk * 4 * a.n
+    gate = sigmoid(dot_f32(a.weight, x, a.n_in))
     for i in range(n):
-        store_f32(out, 4 * i, load_f32(out, 4 * i) + load_f32(residual, 4 * i))
+        store_f32(out, 4 * i, gate * load_f32(out, 4 * i))
     return 1

@@ -18,7 +18,6 @@ VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 lookup = make_lookup(VALUES)
 
 
-
 @njit
 def quants(w):
     """The 32 weights as signed bytes."""

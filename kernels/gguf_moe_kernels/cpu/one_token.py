@@ -193,12 +193,15 @@ def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[...,
 
 
 def make_add_scaled(layout: Layout) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """add_scaled(total, part, scales), and block_scales(header, lane, k): the scales of the 64 weights number k
-    of one block, for each of the 16 sums of 4 products that `part` has of them.
+    """add_scaled(total, part, scales), and block_scales(header, lane, k).
+
+    `scales` are those of the 64 weights number k of one block, for each of the 16 sums of 4 products that
+    `part` has of them.
 
     Sums of 4 products stay below 2^15, so that an int16 product does, except where weights have 8 bits.
     """
     group, is_wide = layout.group, layout.is_signed
+    form: tuple[int | None, ...]
     if is_wide:
         form, shift, element = (None, None, None, 0), 24, I32
     elif layout.has_signed_scales:

@@ -211,7 +211,7 @@ def sum_fours(typingctx, a, b, c, d):
         fours = range(0, 16, 4)
 
         def add(v: ir.Value, w: ir.Value, first: list[int], second: list[int]) -> ir.Value:
-            # Of each four lanes of v and w, the lanes `first` and the lanes `second`; 16 and up are those of w.
+            # Of each four lanes of v and w the lanes `first`, and the lanes `second`; 16 and up are w's.
             both = (pick(builder, v, [i + j for i in fours for j in lanes], w) for lanes in (first, second))
             return builder.add(*both)
 
@@ -338,7 +338,9 @@ def _turn_fours(builder: ir.IRBuilder, rows: list[ir.Value], width: int) -> list
 
     def interleave(a: ir.Value, b: ir.Value, first: int) -> ir.Value:
         """Pieces first and first + 1 of a and of b, taking turns."""
-        pieces = [source + s + piece * width for s in starts for piece in (first, first + 1) for source in (0, 16)]
+        pieces = [
+            source + s + piece * width for s in starts for piece in (first, first + 1) for source in (0, 16)
+        ]
         return pick(builder, a, [p + i for p in pieces for i in range(width)], b)
 
     a, b, c, d = rows

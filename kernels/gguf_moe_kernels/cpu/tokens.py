@@ -40,7 +40,11 @@ def _numbers(builder: ir.IRBuilder, tokens: ir.Value, offset: ir.Value, n: int, 
 
 
 def _for_each(
-    builder: ir.IRBuilder, emit: Callable[..., ir.Value], acc: ir.Value, numbers: list[ir.Value], *others: ir.Value
+    builder: ir.IRBuilder,
+    emit: Callable[..., ir.Value],
+    acc: ir.Value,
+    numbers: list[ir.Value],
+    *others: ir.Value,
 ) -> ir.Value:
     """emit(16 lanes of acc, the number, 16 lanes of each of the others) for each token."""
     left = iter(numbers)

@@ -68,7 +68,7 @@ def planes(activation: ActivationFormat, rows: np.ndarray, n: int) -> Planes:
     if activation is ActivationFormat.Q8_K:
         by_four = plane(q_size + d_size, 128 * fours, np.int16).reshape(n_rows, fours, 8, 4, 2)
         by_block = by_four.swapaxes(2, 3).reshape(n_rows, 4 * fours, 16)
-        return Planes(q, d, by_block[:, :n_blocks].reshape(n_rows, -1).astype(np.int32))
+        return Planes(q, d, by_block[:, :n_blocks].reshape(n_rows, 16 * n_blocks).astype(np.int32))
     kind = np.float32 if activation is ActivationFormat.Q8_1 else np.int32
     return Planes(q, d, plane(q_size + d_size, 4 * n_blocks, kind))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_moe_kernels.constants import SMALLEST_SUM
+from gguf_moe_kernels.constants import OAI_ALPHA, OAI_LIMIT, SMALLEST_SUM
 from gguf_moe_kernels.gating import Gating
 from gguf_moe_kernels.quants import GGMLType
 from gguf_moe_kernels.ref import exact
@@ -21,11 +21,27 @@ def get_rows(qtype: GGMLType, weight: np.ndarray, tokens: np.ndarray, out: np.nd
 
 
 @quiet
-def rms_norm(x: np.ndarray, weight: np.ndarray, out: np.ndarray, eps: float) -> None:
-    """out[i] = x[i] / sqrt(mean(x[i]^2) + eps) * weight."""
-    mean = exact.dot(x, x) / np.float32(x.shape[1])
+def rms_norm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    out: np.ndarray,
+    eps: float,
+    n_head: int = 1,
+    bias: np.ndarray | None = None,
+) -> None:
+    """out[i, h] = x[i, h] / sqrt(mean(x[i, h]^2) + eps) * weight (+ bias), for the n_head parts of a row."""
+    parts = x.reshape(len(x), n_head, x.shape[1] // n_head)
+    mean = exact.dot(parts, parts) / np.float32(parts.shape[2])
     factor = ONE / np.sqrt(mean + np.float32(eps))
-    out[:] = x * factor[:, None] * weight
+    normed = parts * factor[..., None] * weight
+    out[:] = (normed if bias is None else normed + bias).reshape(out.shape)
+
+
+@quiet
+def scale(x: np.ndarray, out: np.ndarray, factor: float, residual: np.ndarray | None = None) -> None:
+    """out = factor * x (+ residual)."""
+    scaled = np.float32(factor) * x
+    out[:] = scaled if residual is None else scaled + residual
 
 
 @quiet
@@ -51,10 +67,21 @@ def kv_store(x: np.ndarray, cache: np.ndarray, n_past: int) -> None:
 
 
 @quiet
-def softmax(x: np.ndarray) -> np.ndarray:
-    """exp(x - largest) / sum over the last axis."""
-    e = exact.exp(x - x.max(axis=-1, keepdims=True))
-    return e * (ONE / exact.sum(e))[..., None]
+def softmax(x: np.ndarray, sinks: np.ndarray | None = None) -> np.ndarray:
+    """exp(x - largest) / sum over the last axis; `sinks` are one more element of each row, added last."""
+    largest = x.max(axis=-1)
+    if sinks is not None:
+        largest = np.maximum(largest, sinks)
+    e = exact.exp(x - largest[..., None])
+    total = exact.sum(e)
+    if sinks is not None:
+        total = total + exact.exp(sinks - largest)
+    return e * (ONE / total)[..., None]
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x))."""
+    return ONE / (ONE + exact.exp(-x))
 
 
 @quiet
@@ -67,23 +94,29 @@ def attention(
     n_head: int,
     n_head_kv: int,
     scale: float,
+    n_swa: int = 0,
+    sinks: np.ndarray | None = None,
 ) -> None:
-    """out[i, h] = softmax(scale * q[i, h] . k[: n_past + i + 1, h']) . v[: n_past + i + 1, h'].
+    """out[i, h] = softmax(scale * q[i, h] . k[first : n_past + i + 1, h']) . v[first : n_past + i + 1, h'].
 
     h' = h / (n_head / n_head_kv), rounded down. k, v: float16 or float32 [n_ctx, n_head_kv * head width].
-    Values are added by fma in ascending position.
+    A token sees the last n_swa positions, its own among them; with n_swa 0 it sees all. A sink, one number
+    for a head, takes part in the softmax as a score does, but has no value. Values are added by fma in
+    ascending position.
     """
     n = len(q)
     queries = q.reshape(n, n_head, -1)
     group = n_head // n_head_kv
     for i in range(n):
-        n_kv = n_past + i + 1
+        end = n_past + i + 1
+        first = max(0, end - n_swa) if n_swa else 0
+        n_kv = end - first
         keys, values = (
-            cache[:n_kv].astype(np.float32).reshape(n_kv, n_head_kv, -1).repeat(group, axis=1)
+            cache[first:end].astype(np.float32).reshape(n_kv, n_head_kv, -1).repeat(group, axis=1)
             for cache in (k, v)
         )
         scores = np.float32(scale) * exact.dot(keys, queries[i])  # [n_kv, n_head]
-        weights = softmax(scores.T)
+        weights = softmax(scores.T, sinks)
         total = np.zeros(values.shape[1:], np.float32)
         for j in range(n_kv):
             total = fma(weights[:, j, None], values[j], total)
@@ -98,18 +131,32 @@ def moe_topk(
     gating: int,
     normalize: int,
     weights_scale: float,
+    n_group: int = 1,
+    n_group_used: int = 1,
+    selection: np.ndarray | None = None,
+    group_scores: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
 ) -> None:
     """The k experts of each token, the likeliest first, of equal ones the lowest.
 
-    The logits become probabilities in place. With NaN among them the choice may differ from the kernel's.
-    logits: [rows, n_expert]; ids: int32 [rows, k]; weights: [rows, k].
+    The logits become probabilities in place. What is chosen by is `selection`: the probabilities, with the
+    bias (float32 [n_expert]) added and all but the best n_group_used of n_group groups at -infinity; the
+    weights are always made from the probabilities alone. Without bias and groups selection is None. With NaN
+    among the logits the choice may differ from the kernel's.
+    logits, selection: [rows, n_expert]; group_scores: [rows, n_group]; ids: int32, weights: [rows, k].
     """
     if gating == Gating.SOFTMAX:
         logits[:] = softmax(logits)
     elif gating == Gating.SIGMOID:
-        logits[:] = ONE / (ONE + exact.exp(-logits))
+        logits[:] = sigmoid(logits)
+    if selection is None:
+        selection = logits
+    else:
+        selection[:] = logits if bias is None else logits + bias
+    if group_scores is not None:
+        mask_groups(selection, group_scores, n_group_used)
     k = ids.shape[1]
-    ids[:] = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    ids[:] = np.argsort(-selection, axis=1, kind="stable")[:, :k]
     check = exact.sum(logits)
     chosen = np.take_along_axis(logits, ids, axis=1) + (check - check)[:, None]
     if gating == Gating.SOFTMAX_WEIGHT:
@@ -121,6 +168,21 @@ def moe_topk(
             total = total + chosen[:, j]
         total = np.maximum(total, SMALLEST_SUM)
     weights[:] = chosen / total[:, None] * np.float32(weights_scale)
+
+
+def mask_groups(selection: np.ndarray, group_scores: np.ndarray, n_group_used: int) -> None:
+    """Put -infinity for the experts outside the best n_group_used groups, in place.
+
+    A group's score is the sum of its two largest; of equal groups the first counts as better.
+    selection: [rows, n_expert]; group_scores: [rows, n_group], written.
+    """
+    rows, n_group = group_scores.shape
+    groups = selection.reshape(rows, n_group, -1)
+    largest = np.sort(groups, axis=2)
+    group_scores[:] = largest[..., -1] + largest[..., -2]
+    order = np.argsort(-group_scores, axis=1, kind="stable")
+    for row, left_out in enumerate(order[:, n_group_used:]):
+        groups[row, left_out] = -np.inf
 
 
 def expert_rows(
@@ -156,11 +218,41 @@ def swiglu(gate: np.ndarray, up: np.ndarray) -> None:
 
 
 @quiet
+def swiglu_oai(gate: np.ndarray, up: np.ndarray) -> None:
+    """gate = g * sigmoid(1.702 * g) * (u + 1), in place; g = min(gate, 7), and u is up within -7 and 7."""
+    g, u = np.minimum(gate, OAI_LIMIT), np.clip(up, -OAI_LIMIT, OAI_LIMIT)
+    gate[:] = g / (ONE + exact.exp(-(OAI_ALPHA * g))) * (u + ONE)
+
+
+@quiet
+def add_id(x: np.ndarray, bias: np.ndarray, ids: np.ndarray, place: np.ndarray) -> None:
+    """x[place[i, j]] += bias[ids[i, j]]. ids, place: int32 [rows, k]; bias: [n_expert, n]."""
+    x[place] += bias[ids]
+
+
+@quiet
 def moe_sum(
-    x: np.ndarray, place: np.ndarray, weights: np.ndarray, residual: np.ndarray, out: np.ndarray
+    x: np.ndarray,
+    place: np.ndarray,
+    weights: np.ndarray,
+    out: np.ndarray,
+    shared: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
 ) -> None:
-    """out[i] = residual[i] + sum over j of weights[i, j] * x[place[i, j]], by fma in the router's order."""
-    total = np.zeros_like(residual)
+    """out[i] = sum over j of weights[i, j] * x[place[i, j]] (+ shared[i]) (+ residual[i]).
+
+    The sum is by fma in the router's order; shared and residual are added to it, one after the other.
+    """
+    total = np.zeros_like(out)
     for j in range(place.shape[1]):
         total = fma(weights[:, j, None], x[place[:, j]], total)
-    out[:] = total + residual
+    for addend in (shared, residual):
+        if addend is not None:
+            total = total + addend
+    out[:] = total
+
+
+@quiet
+def shexp_gate(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = sigmoid(weight . x[i]) * out[i], in place. x: [rows, n_in]; weight: [n_in]."""
+    out[:] = sigmoid(exact.dot(x, weight))[:, None] * out

@@ -1,0 +1,131 @@
+"""The parts that every decoder is made of: norms, matrices, rope, and the activations between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gguf_moe.arch.base import Arch, GatedUnit, RopeStyle
+from gguf_moe.arch.hparams import HParams
+from gguf_moe.checkpoint import ExpertTensors, Tensor
+from gguf_moe.graph.task import Buffer, Graph, Kind, Op, Rows
+from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
+from gguf_moe_kernels.quants import GGMLType
+
+Activations = dict[ActivationFormat, Buffer]
+"""The same activations in each format that the coming weights need."""
+
+
+class Builder:
+    """Adds tasks to `graph`, each with the buffers it needs. Buffers have room for n_tokens."""
+
+    def __init__(self, arch: Arch, hparams: HParams, n_tokens: int):
+        self.graph = Graph()
+        self.arch = arch
+        self.hparams = hparams
+        self.n_tokens = n_tokens
+
+    def buffer(self, name: str, cols: int, kind: Kind = Kind.F32) -> Buffer:
+        """A buffer with one row for each token."""
+        return Buffer(name, kind, self.n_tokens, cols)
+
+    def norm(
+        self,
+        name: str,
+        x: Buffer,
+        out: Buffer,
+        weight: Tensor,
+        *,
+        bias: Tensor | None = None,
+        rows: Rows = Rows.TOKENS,
+    ) -> None:
+        """RMS norm of each part of a row that is as long as the weight; out may be x."""
+        self.graph.add(
+            name,
+            Op.RMS_NORM,
+            rows,
+            inputs={"x": x},
+            outputs={"out": out},
+            weights={"weight": weight} if bias is None else {"weight": weight, "bias": bias},
+            options={"eps": self.hparams.f_norm_rms_eps, "n_head": x.cols // weight.shape[0]},
+        )
+
+    def scale(
+        self,
+        name: str,
+        x: Buffer,
+        out: Buffer,
+        factor: float,
+        *,
+        residual: Buffer | None = None,
+        rows: Rows = Rows.TOKENS,
+    ) -> None:
+        """out = factor * x (+ residual); out may be x."""
+        inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
+        self.graph.add(name, Op.SCALE, rows, inputs=inputs, outputs={"out": out}, options={"factor": factor})
+
+    def activations(
+        self, name: str, x: Buffer, qtypes: Iterable[GGMLType], rows: Rows = Rows.TOKENS
+    ) -> Activations:
+        """x in each format that weights of these types meet; adds a task for each that is quantized."""
+        found: Activations = {}
+        for activation in dict.fromkeys(ACTIVATION_FORMAT[qtype] for qtype in qtypes):
+            found[activation] = x
+            if activation is not ActivationFormat.F32:
+                found[activation] = out = Buffer(f"{x.name}_{activation.value}", activation, x.rows, x.cols)
+                self.graph.add(
+                    f"{name}_{activation.value}", Op.QUANTIZE, rows, inputs={"x": x}, outputs={"out": out}
+                )
+        return found
+
+    def matmul(
+        self,
+        name: str,
+        x: Activations,
+        weight: Tensor,
+        out: Buffer,
+        *,
+        bias: Tensor | None = None,
+        residual: Buffer | None = None,
+        rows: Rows = Rows.TOKENS,
+    ) -> None:
+        inputs = {"x": x[ACTIVATION_FORMAT[weight.qtype]]}
+        if residual:
+            inputs["residual"] = residual
+        weights = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        self.graph.add(name, Op.MATMUL, rows, inputs=inputs, outputs={"out": out}, weights=weights)
+
+    def matmul_id(
+        self,
+        name: str,
+        x: Activations,
+        weight: ExpertTensors,
+        out: Buffer,
+        places: dict[str, Buffer],
+        *,
+        gather: bool,
+    ) -> None:
+        """One matmul by expert. With `gather` x has a row for each token, else one for each place."""
+        inputs = {
+            activation.value: x[activation] for activation in {ACTIVATION_FORMAT[t] for t in weight.qtypes}
+        }
+        inputs |= {key: places[key] for key in ("used", "n_used", "first")}
+        if gather:
+            inputs["x_index"] = places["token"]
+        self.graph.add(
+            name, Op.MATMUL_ID, Rows.PLACES, inputs=inputs, outputs={"out": out}, weights={"weight": weight}
+        )
+
+    def rope(self, name: str, x: Buffer, n_head: int, table: str) -> None:
+        """Rope in place; `table` is the name of the angles, a key of arch.rope.rope_tables."""
+        hp = self.hparams
+        tables = {key: self.buffer(f"{table}_{key}", hp.n_rot_pairs) for key in ("cos", "sin")}
+        options = {
+            "n_head": n_head,
+            "n_rot": hp.n_rot,
+            "pair_stride": 1 if self.arch.rope is RopeStyle.NORM else hp.n_rot_pairs,
+        }
+        self.graph.add(name, Op.ROPE, Rows.TOKENS, inputs=tables, outputs={"x": x}, options=options)
+
+    def swiglu(self, name: str, gate: Buffer, up: Buffer, rows: Rows) -> None:
+        op = Op.SWIGLU if self.arch.gated_unit is GatedUnit.SWIGLU else Op.SWIGLU_OAI
+        self.graph.add(name, op, rows, inputs={"up": up}, outputs={"gate": gate})

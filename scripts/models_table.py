@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Write docs/models.md from what the tests of the architectures say when they are run.
+
+  python scripts/models_table.py
+
+Runs tests/test_architectures.py in this environment. A cell is "yes" when all its tests have passed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gguf_moe import arch as architectures
+from gguf_moe.arch import ARCHS
+
+ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests" / "test_architectures.py"
+TABLE = ROOT / "docs" / "models.md"
+
+HEAD = """\
+# Models
+
+The values of `general.architecture` that run here, and what the tests say about each.
+This page is written by `python scripts/models_table.py` from the results of `tests/test_architectures.py`;
+do not edit it.
+
+Each architecture has a tiny file with random weights (`scripts/tiny_models.py`), in which all that its files
+may have is switched on. llama.cpp's outputs for it are stored in `tests/fixtures/architectures`.
+
+* **tokens**: the token ids of llama.cpp's own test texts are llama.cpp's
+* **parity**: NMSE of the logits of 64 tokens against llama.cpp's, F32 weights and F32 KV cache; at most 1e-6
+* **greedy**: three greedy texts of 64 tokens are llama.cpp's
+* **quantized**: mean KL to the F32 truth over 2,048 positions, divided by llama.cpp's; at most 1.25
+* **prefill = decode**: the same bits token by token, in chunks and at once, and for any number of threads
+* **CPU**: the kernels give the bits of the numpy reference
+* **GPU**: not yet
+
+"""
+COLUMNS = {
+    "tokens": "test_token_ids",
+    "parity": "test_f32_logits_are_llama_cpps",
+    "greedy": "test_f32_greedy_text_is_llama_cpps",
+    "quantized": "test_quantized_logits_are_as_close_to_the_truth_as_llama_cpps",
+    "prefill = decode": "test_prefill_in_chunks_is_step_by_step",
+    "CPU": "test_the_oracle_gives_the_crews_bits",
+}
+
+
+@dataclass
+class Cell:
+    """The tests of one kind of one architecture."""
+
+    passed: list[bool] = field(default_factory=list)
+    measured: str = ""
+
+    def __str__(self) -> str:
+        if not self.passed or not all(self.passed):
+            return "**no**"
+        return self.measured or "yes"
+
+
+def run_tests() -> ET.Element:
+    """The results as pytest writes them for JUnit."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "results.xml"
+        # The older form of the file can hold what a test has measured.
+        options = ["-q", "-o", "junit_family=xunit1", f"--junit-xml={path}"]
+        subprocess.run([sys.executable, "-m", "pytest", *options, str(TESTS)], cwd=ROOT, check=False)
+        return ET.parse(path).getroot()
+
+
+def cells(results: ET.Element) -> dict[tuple[str, str], Cell]:
+    """(architecture, test function) -> its results."""
+    found: dict[tuple[str, str], Cell] = {}
+    for case in results.iter("testcase"):
+        match = re.fullmatch(r"(\w+)\[(.+)\]", case.get("name", ""))
+        if not match:
+            continue
+        arch = next((name for name in ARCHS if name == match[2] or match[2].startswith(f"{name}-")), None)
+        if arch is None:
+            continue
+        cell = found.setdefault((arch, match[1]), Cell())
+        cell.passed.append(not any(case.findall(kind) for kind in ("failure", "error", "skipped")))
+        for measured in case.iter("property"):
+            number = float(measured.get("value", "nan"))
+            cell.measured = f"{number:.0e}" if measured.get("name") == "nmse" else f"{number:.2f}"
+    return found
+
+
+def models_of(arch: str) -> str:
+    """The models that an architecture's file names in its first sentence."""
+    module = getattr(architectures, arch.replace("-", "_"))
+    first = (inspect.getdoc(module) or "").partition("\n")[0]
+    return first.partition(": ")[2].partition(". ")[0].removesuffix(".")
+
+
+def table(found: dict[tuple[str, str], Cell]) -> str:
+    rows = [["architecture", "models", *COLUMNS, "GPU"]]
+    rows.append(["---"] * len(rows[0]))
+    for arch in sorted(ARCHS):
+        tests = [str(found.get((arch, test), Cell())) for test in COLUMNS.values()]
+        rows.append([f"`{arch}`", models_of(arch), *tests, "not yet"])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def main() -> None:
+    TABLE.write_text(HEAD + table(cells(run_tests())), encoding="utf-8")
+    print(TABLE)
+
+
+if __name__ == "__main__":
+    main()

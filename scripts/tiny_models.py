@@ -1,0 +1,212 @@
+"""A tiny file with random weights for each architecture, with all that its files may have switched on.
+
+The weights follow from the architecture's name alone, bit for bit, on every machine: tests make the files
+again, and only what llama.cpp makes of them is stored. Names and shapes come from the architecture's own
+tables (gguf_moe.arch); llama.cpp, which refuses what it does not expect, is the judge of those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, TokenType
+from gguf.quants import dequantize, quantize
+from tiny_table import COMMON, N_LAYER, TINY
+
+from gguf_moe.arch import ARCHS
+from gguf_moe.arch.base import Shape
+from gguf_moe.text.bpe import byte_level_alphabet
+
+Q4_0, Q5_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q5_1", "Q8_0"))
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>")
+MERGES = (
+    "Ġ Ġ", "ĠĠ ĠĠ", "Ċ Ċ", "ĊĊ Ċ", "ĉ Ċ", "Ċ Ġ", "3 3", "33 3", "333 33", "' l", "'l l", "' m", "' t", "h e",
+    "l l", "Ġ t", "Ġt h", "i n", "e r", "a n", "o n", "r e", "Ġ a", "Ġ w", "H e", "He ll", "Hell o", "! !",
+    "= =", ". .", "Ġ ðŁ", "ð Ł",
+)  # fmt: skip
+PIECES = (
+    "▁", "▁▁", *"etaoinshrdlucmfwygpbvk", "▁t", "he", "in", "er", "an", "re", "on", "ll", "▁the", "▁a",
+    "Hello",
+)  # fmt: skip
+
+
+def write_tiny(arch: str, path: Path, *, quantized: bool = False) -> Path:
+    """Write the tiny file of an architecture, quantized or with the same weights in F32; returns the path."""
+    tiny = TINY[arch]
+    writer = GGUFWriter(path, arch)
+    writer.add_name(f"tiny {arch}")
+    n_vocab = _add_bpe(writer, tiny.pre) if tiny.pre else _add_spm(writer)
+    keys: dict[str, Any] = COMMON | dict(tiny.keys)
+    keys["block_count"] = N_LAYER + tiny.n_nextn
+    if tiny.n_nextn:
+        keys["nextn_predict_layers"] = tiny.n_nextn
+    for key, value in keys.items():
+        add_key(writer, f"{arch}.{key}", value)
+    tensors = dict(_tensors(arch, keys, n_vocab))
+    head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+    for name, shape in tensors.items():
+        data, qtype = _random(arch, name, shape, tiny.output_gain if name == head else None), None
+        if len(shape) > 1 and "ffn_gate_inp" not in name and "bias" not in name:  # these are F32 in all files
+            rows, qtype = _quantized(name, data, tiny.expert_type)
+            data = rows if quantized else dequantize(rows, qtype)
+        writer.add_tensor(name, data, raw_dtype=qtype if quantized else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def digest(path: Path) -> str:
+    """A SHA-256 of a file's tensors and of what the model is computed by, whatever wrote the file."""
+    reader, total = GGUFReader(path), hashlib.sha256()
+    arch = reader.fields["general.architecture"].contents()
+    for key in sorted(reader.fields):
+        if key.startswith((f"{arch}.", "tokenizer.")):
+            total.update(f"{key}={reader.fields[key].contents()};".encode())
+    for tensor in sorted(reader.tensors, key=lambda tensor: tensor.name):
+        total.update(f"{tensor.name}:{tensor.tensor_type.name}:{tensor.shape.tolist()};".encode())
+        total.update(tensor.data.tobytes())
+    return total.hexdigest()
+
+
+def _tensors(arch: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes, outermost dimension first."""
+    table, tiny, sizes = ARCHS[arch], TINY[arch], _sizes(arch, keys, n_vocab)
+
+    def chosen(prefix: str, tables: Mapping[str, Shape]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for name, shape in tables.items():
+            if shape.required or name in tiny.optional:
+                yield prefix + name, tuple(sizes[dimension] for dimension in reversed(shape.dimensions))
+
+    n_embd, n_expert, n_ff_exp = sizes["n_embd"], sizes["n_expert"], sizes["n_ff_exp"]
+    yield from chosen("", table.tensors)
+    for il in range(N_LAYER + tiny.n_nextn):
+        blk = f"blk.{il}."
+        attention = dict(table.block_tensors)
+        if tiny.fused_qkv:
+            del attention["attn_q.weight"], attention["attn_k.weight"], attention["attn_v.weight"]
+            n_qkv = sizes["n_embd_q"] + sizes["n_embd_k_gqa"] + sizes["n_embd_v_gqa"]
+            yield f"{blk}attn_qkv.weight", (n_qkv, n_embd)
+        yield from chosen(blk, attention)
+        if il < tiny.n_dense:
+            yield from chosen(blk, table.dense_tensors)
+            continue
+        yield f"{blk}ffn_gate_inp.weight", (n_expert, n_embd)
+        yield f"{blk}ffn_gate_exps.weight", (n_expert, n_ff_exp, n_embd)
+        yield f"{blk}ffn_up_exps.weight", (n_expert, n_ff_exp, n_embd)
+        yield f"{blk}ffn_down_exps.weight", (n_expert, n_embd, n_ff_exp)
+        yield from chosen(blk, table.moe_tensors)
+        if il >= N_LAYER:
+            yield f"{blk}nextn.eh_proj.weight", (n_embd, 2 * n_embd)
+            yield f"{blk}nextn.enorm.weight", (n_embd,)
+            yield f"{blk}nextn.hnorm.weight", (n_embd,)
+            if arch == "bailingmoe2":
+                yield f"{blk}layer_output_norm.weight", (n_embd,)
+
+
+def _sizes(arch: str, keys: Mapping[str, Any], n_vocab: int) -> dict[str, int]:
+    """The sizes by the names of the tables."""
+    n_embd, n_head = keys["embedding_length"], keys["attention.head_count"]
+    n_embd_head = keys.get("attention.key_length", n_embd // n_head)
+    n_embd_gqa = keys["attention.head_count_kv"] * n_embd_head
+    return {
+        "n_vocab": n_vocab,
+        "n_embd": n_embd,
+        "n_head": n_head,
+        "n_embd_q": n_head * n_embd_head,
+        "n_embd_out": n_head * n_embd_head,
+        "n_embd_k_gqa": n_embd_gqa,
+        "n_embd_v_gqa": n_embd_gqa,
+        "n_embd_head_k": n_embd_head,
+        "n_rot_pairs": keys.get("rope.dimension_count", n_embd_head) // 2,
+        "n_ff": keys["feed_forward_length"],
+        "n_ff_exp": keys.get("expert_feed_forward_length", keys["feed_forward_length"]),
+        "n_ff_shexp": TINY[arch].shared,
+        "n_expert": keys["expert_count"],
+    }
+
+
+def _random(arch: str, name: str, shape: tuple[int, ...], gain: float | None) -> np.ndarray:
+    """Uniform float32 numbers, around 1 for norms, around 0 for matrices, whose outputs have the size `gain`.
+
+    Of numpy's generators only the raw bits are the same in every version.
+    """
+    seed = np.frombuffer(hashlib.sha256(f"{arch} {name}".encode()).digest(), np.uint32)
+    raw = np.random.SFC64(np.random.SeedSequence(seed.tolist())).random_raw(int(np.prod(shape)))
+    uniform = ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)).reshape(
+        shape
+    )
+    if name.endswith("norm.weight"):
+        return np.float32(1.0) + np.float32(0.25) * uniform
+    if name.startswith("rope_"):
+        return np.float32(2.0) + uniform * np.float32(0.75)
+    if "attn_sinks" in name:
+        return uniform * np.float32(3.0)
+    if name.endswith("_exps.bias"):
+        return uniform * np.float32(0.25)
+    if len(shape) == 1:
+        return uniform * np.float32(0.1 if "exp_probs_b" in name else 0.25)
+    if gain is None:
+        gain = math.sqrt(shape[-1]) if name == "token_embd.weight" else 1.5
+    return uniform * np.float32(gain * math.sqrt(3.0 / shape[-1]))
+
+
+def _quantized(
+    name: str, data: np.ndarray, expert_type: GGMLQuantizationType | None
+) -> tuple[np.ndarray, GGMLQuantizationType]:
+    """A matrix as blocks, and their type; together the types of a file are a mix."""
+    qtype = Q8_0
+    if "_exps" in name:
+        qtype = expert_type or (Q5_1 if "down" in name else Q4_0)
+    return quantize(data, qtype), qtype
+
+
+def add_key(writer: GGUFWriter, key: str, value: int | float | bool | str | list[int]) -> None:
+    """A key whose type follows from the value; a list is one of bools."""
+    if isinstance(value, list):
+        writer.add_key_value(key, [bool(v) for v in value], GGUFValueType.ARRAY, GGUFValueType.BOOL)
+    else:
+        types: dict[type, GGUFValueType] = {
+            bool: GGUFValueType.BOOL,
+            int: GGUFValueType.UINT32,
+            float: GGUFValueType.FLOAT32,
+            str: GGUFValueType.STRING,
+        }
+        writer.add_key_value(key, value, types[type(value)])
+
+
+def _add_bpe(writer: GGUFWriter, pre: str) -> int:
+    """All bytes, some merges that cross the borders which pre-tokenizers draw, and special tokens."""
+    made = ["".join(merge.split(" ")) for merge in MERGES]
+    tokens = [*byte_level_alphabet(), *made, *SPECIAL]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    n_normal = len(tokens) - len(SPECIAL)
+    writer.add_token_types([TokenType.NORMAL] * n_normal + [TokenType.CONTROL] * len(SPECIAL))
+    writer.add_token_merges(list(MERGES))
+    writer.add_bos_token_id(n_normal)
+    writer.add_eos_token_id(n_normal)
+    writer.add_add_bos_token(False)
+    return len(tokens)
+
+
+def _add_spm(writer: GGUFWriter) -> int:
+    """The specials of SentencePiece, all bytes, letters and some pieces."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
+    special = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(PIECES))])
+    writer.add_token_types(special + [TokenType.NORMAL] * len(PIECES))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    return len(tokens)

@@ -1,0 +1,209 @@
+"""What the tiny file of each architecture has (tiny_models.py writes them)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gguf import GGMLQuantizationType
+
+N_CTX_TRAIN = 512
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """What a tiny file has beyond the common sizes and the tensors that its architecture requires."""
+
+    pre: str
+    """The name of its pre-tokenizer; "" for a SentencePiece vocabulary."""
+    keys: Mapping[str, int | float | bool | str | list[int]] = field(default_factory=dict)
+    """Keys of the architecture, without its name."""
+    optional: tuple[str, ...] = ()
+    """Which of the tensors that files may leave out it has."""
+    fused_qkv: bool = False
+    n_dense: int = 0
+    """So many blocks at the beginning are dense."""
+    n_nextn: int = 0
+    """So many blocks at the end guess further tokens; they are to be skipped."""
+    shared: int = 0
+    """The width of the shared expert."""
+    output_gain: float = 2.5
+    expert_type: GGMLQuantizationType | None = None
+    """Of the experts in the quantized file; None: a mix of Q4_0 and Q5_1."""
+
+
+COMMON = {
+    "context_length": N_CTX_TRAIN,
+    "embedding_length": 64,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "rope.freq_base": 10000.0,
+    "feed_forward_length": 96,
+    "expert_count": 8,
+    "expert_used_count": 3,
+}
+N_LAYER = 3
+QKV_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
+WIDE_HEADS = {"attention.key_length": 32, "attention.value_length": 32}
+SIGMOID = {"expert_gating_func": 2}
+
+TINY: dict[str, Tiny] = {
+    "llama": Tiny("", {"expert_used_count": 2}, ("output.weight", "rope_freqs.weight")),
+    "qwen2moe": Tiny(
+        "qwen2",
+        {"expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 64},
+        ("output.weight", *QKV_BIAS),
+        shared=64,
+    ),
+    "qwen3moe": Tiny("qwen2", {"expert_feed_forward_length": 32, **WIDE_HEADS}),
+    "olmoe": Tiny("olmo", {"attention.head_count_kv": 4}, ("output.weight",)),
+    "phimoe": Tiny(
+        "",
+        {
+            "expert_used_count": 2,
+            "rope.scaling.original_context_length": 128,
+            "rope.scaling.attn_factor": 1.19,
+        },
+        (*QKV_BIAS, "rope_factors_long.weight", "rope_factors_short.weight"),
+    ),
+    "granitemoe": Tiny(
+        "refact",
+        {
+            "embedding_scale": 0.5,
+            "residual_scale": 0.75,
+            "attention.scale": 0.2,
+            "logit_scale": 4.0,
+            "expert_shared_feed_forward_length": 64,
+        },
+        ("attn_output.bias", "ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"),
+        shared=64,
+        output_gain=10.0,
+    ),
+    "deepseek": Tiny(
+        "deepseek-llm",
+        {
+            "expert_feed_forward_length": 32,
+            "expert_shared_count": 2,
+            "expert_weights_scale": 1.7,
+            "leading_dense_block_count": 1,
+            "rope.scaling.type": "none",
+        },
+        ("output.weight",),
+        n_dense=1,
+        shared=64,
+    ),
+    "dots1": Tiny(
+        "qwen2",
+        {
+            "attention.head_count_kv": 4,
+            "expert_feed_forward_length": 32,
+            "expert_shared_count": 2,
+            "expert_weights_scale": 2.5,
+            "expert_weights_norm": True,
+            "leading_dense_block_count": 1,
+            **SIGMOID,
+            **WIDE_HEADS,
+        },
+        ("output.weight", "exp_probs_b.bias"),
+        n_dense=1,
+        shared=64,
+    ),
+    "bailingmoe": Tiny(
+        "bailingmoe",
+        {
+            "expert_feed_forward_length": 32,
+            "expert_shared_count": 2,
+            "expert_weights_scale": 1.5,
+            "expert_weights_norm": True,
+            "rope.dimension_count": 16,
+        },
+        ("output.weight",),
+        shared=64,
+    ),
+    "bailingmoe2": Tiny(
+        "bailingmoe2",
+        {
+            "expert_count": 16,
+            "expert_used_count": 4,
+            "expert_group_count": 4,
+            "expert_group_used_count": 2,
+            "expert_feed_forward_length": 32,
+            "expert_shared_count": 1,
+            "expert_weights_scale": 2.5,
+            "expert_weights_norm": True,
+            "leading_dense_block_count": 1,
+            "rope.dimension_count": 8,
+            **SIGMOID,
+        },
+        ("output.weight", "exp_probs_b.bias"),
+        fused_qkv=True,
+        n_dense=1,
+        n_nextn=1,
+        shared=32,
+    ),
+    "ernie4_5-moe": Tiny(
+        "",
+        {
+            "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 64,
+            "leading_dense_block_count": 1,
+            "interleave_moe_layer_step": 1,
+        },
+        ("exp_probs_b.bias", "ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"),
+        n_dense=1,
+        shared=64,
+    ),
+    "hunyuan-moe": Tiny(
+        "hunyuan",
+        {"expert_feed_forward_length": 96, "expert_shared_feed_forward_length": 64, **WIDE_HEADS},
+        shared=64,
+    ),
+    "minimax-m2": Tiny(
+        "minimax-m2",
+        {"expert_feed_forward_length": 96, "rope.dimension_count": 16, **SIGMOID, **WIDE_HEADS},
+        ("output.weight",),
+    ),
+    "glm4moe": Tiny(
+        "glm4",
+        {
+            "expert_feed_forward_length": 32,
+            "expert_shared_count": 1,
+            "expert_weights_scale": 1.5,
+            "expert_weights_norm": True,
+            "leading_dense_block_count": 1,
+            "rope.dimension_count": 16,
+            **WIDE_HEADS,
+        },
+        (*QKV_BIAS, "attn_q_norm.weight", "attn_k_norm.weight"),
+        n_dense=1,
+        n_nextn=1,
+        shared=32,
+    ),
+    "gpt-oss": Tiny(
+        "gpt-4o",
+        {
+            "expert_feed_forward_length": 32,
+            "attention.sliding_window": 24,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 128,
+            **WIDE_HEADS,
+        },
+        ("output.weight", *QKV_BIAS),
+        expert_type=GGMLQuantizationType.MXFP4,
+    ),
+    "mellum": Tiny(
+        "mellum2",
+        {
+            "expert_feed_forward_length": 32,
+            "attention.sliding_window": 24,
+            "attention.sliding_window_pattern": [1, 0, 1],
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 128,
+            **WIDE_HEADS,
+        },
+        ("output.weight",),
+    ),
+}

@@ -1,0 +1,47 @@
+"""Tiny files of any architecture, with changes."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+try:
+    import model_file
+    import tiny_models
+finally:
+    sys.path.pop(0)
+
+
+@pytest.fixture
+def tiny_file(tmp_path):
+    """tiny_file("glm4moe", ...): the path of the architecture's tiny file, with changes.
+
+    keys: by name without the architecture; None leaves a key out. tensors: by name; another name, an F32
+    array in its place or in addition, or None to leave it out.
+    """
+
+    def make(arch, keys=None, tensors=None):
+        keys = {f"{arch}.{key}": value for key, value in (keys or {}).items()}
+        reader = GGUFReader(tiny_models.write_tiny(arch, tmp_path / "unchanged.gguf"))
+        path = tmp_path / f"{arch}.gguf"
+        writer = GGUFWriter(path, arch)
+        model_file.copy_keys(reader, writer, without=keys)
+        for key, value in keys.items():
+            if value is not None:
+                tiny_models.add_key(writer, key, value)
+        changed = {tensor.name: model_file.stored(tensor) for tensor in reader.tensors}
+        for name, change in (tensors or {}).items():
+            tensor = changed.pop(name, None)
+            if isinstance(change, str):
+                changed[change] = tensor._replace(name=change)
+            elif change is not None:
+                changed[name] = model_file.Tensor(
+                    name, change.shape, GGMLQuantizationType.F32, lambda data=change: np.float32(data)
+                )
+        model_file.write_tensors(writer, list(changed.values()))
+        return path
+
+    return make

@@ -1,0 +1,42 @@
+"""docs/models.md: it is about every architecture, and a failed test shows."""
+
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from gguf_moe.arch import ARCHS
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+try:
+    import models_table
+finally:
+    sys.path.pop(0)
+
+
+def rows(text):
+    """The cells of each row of a table, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_page_has_every_architecture_and_all_tests_passed():
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert text.startswith(models_table.HEAD)
+    assert [row[0] for row in rows(text)] == [f"`{name}`" for name in sorted(ARCHS)]
+    assert "**no**" not in text
+
+
+def test_cells_follow_from_the_results():
+    results = """<suite>
+      <testcase name="test_token_ids[llama]"/>
+      <testcase name="test_token_ids[glm4moe]"><failure/></testcase>
+      <testcase name="test_f32_logits_are_llama_cpps[llama]">
+        <properties><property name="nmse" value="1.6e-12"/></properties>
+      </testcase>
+      <testcase name="test_the_oracle_gives_the_crews_bits[llama-f32_file]"/>
+      <testcase name="test_the_oracle_gives_the_crews_bits[llama-quantized_file]"><error/></testcase>
+    </suite>"""
+    table = {row[0]: row[2:] for row in rows(models_table.table(models_table.cells(ET.fromstring(results))))}
+    assert table["`llama`"] == ["yes", "2e-12", "**no**", "**no**", "**no**", "**no**", "not yet"]
+    assert table["`glm4moe`"][0] == table["`olmoe`"][0] == "**no**"
