@@ -173,14 +173,16 @@ def _kv_store(task: Task, memory: Memory, n_threads: int) -> Lowered:
 
 def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
     k, v = task.inputs["k"], task.inputs["v"]
-    scores = Buffer("attention_scores", Kind.F32, n_threads, k.rows)
+    group = task.options["n_head"] // task.options["n_head_kv"]
+    at_once = max(n for n in structs.HEADS_AT_ONCE if group % n == 0)
+    scores = Buffer("attention_scores", Kind.F32, n_threads * at_once, k.rows)
     special: dict[str, Value] = {
         "n_embd_head_k": k.cols // task.options["n_head_kv"],
         "n_embd_head_v": v.cols // task.options["n_head_kv"],
         "scores": memory.address(scores),
         "scores_stride": row_size(scores),
     }
-    return f"attention.attention_{k.kind.value}", structs.ATTENTION, special | _absent(task, "sinks")
+    return f"attention.attention_{k.kind.value}_{at_once}", structs.ATTENTION, special | _absent(task, "sinks")
 
 
 def _moe_topk(task: Task, memory: Memory, n_threads: int) -> Lowered:

@@ -137,7 +137,8 @@ def test_kv_store(rng, call_op, assert_same_bits, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["f16", "f32"])
 @pytest.mark.parametrize(
-    ("n_head", "n_head_kv", "d_k", "d_v"), [(4, 2, 64, 64), (3, 1, 8, 8), (2, 2, 80, 72)]
+    ("n_head", "n_head_kv", "d_k", "d_v"),
+    [(4, 2, 64, 64), (3, 1, 8, 8), (2, 2, 80, 72), (8, 2, 32, 128), (4, 1, 96, 40)],
 )
 @pytest.mark.parametrize(
     ("n_past", "rows", "n_swa"), [(0, 1, 0), (0, 5, 0), (37, 3, 0), (6, 5, 8), (37, 3, 8)]
@@ -153,10 +154,12 @@ def test_attention(
     )
     sinks = normal(rng, n_head) * 5 if has_sinks else None
     k, v = k.astype(dtype), v.astype(dtype)
-    out, expected, scores = empty(rows, n_head * d_v), empty(rows, n_head * d_v), empty(1, 48)
+    out, expected = empty(rows, n_head * d_v), empty(rows, n_head * d_v)
+    n_heads = max(n for n in structs.HEADS_AT_ONCE if n_head // n_head_kv % n == 0)
+    scores = empty(n_heads, 48)
     heads = {"n_head": n_head, "n_head_kv": n_head_kv, "n_swa": n_swa, "scale": d_k**-0.5}
     call_op(
-        f"attention.attention_{'f16' if dtype is np.float16 else 'f32'}",
+        f"attention.attention_{'f16' if dtype is np.float16 else 'f32'}_{n_heads}",
         structs.ATTENTION,
         q=q,
         k=k,
