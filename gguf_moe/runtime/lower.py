@@ -20,7 +20,7 @@ Value = int | float | str | list[int] | list[str]
 
 CHUNK_BYTES = 1 << 17
 """Weights in one chunk of a matmul: kernels ask for memory ahead of time, and a chunk's end loses that."""
-ROWS_TOGETHER = 16
+ROWS_TOGETHER = 32
 """Rows of a weight that the kernels take side by side."""
 
 

@@ -17,7 +17,7 @@ from gguf_moe_kernels import structs
 from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma
 from gguf_moe_kernels.cpu.compile import Kernel, op
 from gguf_moe_kernels.cpu.dot import dot_f32, make_dot_float, sum_f32
-from gguf_moe_kernels.cpu.memory import load_f16, load_f32, load_i64, make_stack, prefetch, store_f32
+from gguf_moe_kernels.cpu.memory import ask_for, load_f16, load_f32, load_i64, make_stack, store_f32
 from gguf_moe_kernels.cpu.queries import (
     add_products,
     add_weighted,
@@ -32,10 +32,8 @@ from gguf_moe_kernels.cpu.vector import load_f16x32, load_f32x16, load_f32x32, s
 ZERO = np.float32(0.0)
 AT_ONCE = 16
 """Positions whose scores are computed together."""
-LINE = 64
-"""Bytes of a cache line."""
 
-stack_maxima = make_stack(LINE)
+stack_maxima = make_stack(64)
 
 
 @njit
@@ -83,11 +81,6 @@ def make_attention(load_32: Callable[..., Any], load_1: Callable[..., Any], size
     dot = make_dot_float(load_32, load_1, size)
     zero, (load_out, store_out) = make_zero(n), make_load_store(n)
     stack_products = make_stack(n * AT_ONCE * 64)
-
-    @njit
-    def ask_for(at, n_bytes):
-        for offset in range(0, n_bytes, LINE):
-            prefetch(at, offset)
 
     @njit
     def sixteen_scores(q, q_stride, d, k, k_stride, products):

@@ -1,15 +1,17 @@
-"""Several rows of activations with 16 rows of a quantized weight at a time: what prompts spend their time on.
+"""Several rows of activations with ROWS rows of a quantized weight at a time: what prompts spend their time on.
 
-A block of the 16 rows is unpacked once, one lane a row, and then meets all tokens. Each row and token has
-four partial sums (dot.py), to which blocks add in turn. Of types with 32 weights in a block two blocks are
+A block of each row is unpacked once, one lane a row, and then meets all tokens. Each row and token has four
+partial sums (dot.py), to which blocks add in turn. Of types with 32 weights in a block two blocks are
 unpacked together.
 
-An *unpacked block* in memory:
+An *unpacked block* in memory, always with ROWS lanes:
 
-    QUANTS    i32x16 [64]    4 weights in each lane; 8 of these in types of 32 weights
-    SCALES    i32x16 [16]    of each group; only in types of 256 weights
-    PAIRS     i32x16 [8]     of each 32 weights the factors of the sums of their activations; likewise
-    HEADER    see block.py
+    QUANTS     int32 [64]    4 weights each; in types of 32 weights [8], and behind it those of the next block
+    SCALES     int32 [16]    of each group; only in types of 256 weights
+    PAIRS      int32 [8]     of each 32 weights the factors of the sums of their activations; likewise
+    FACTORS    float32 [2]   d and dmin; in types of 32 weights behind it those of the next block
+
+The rows are read in parts of 16, because that many share a header (block.py).
 """
 
 from __future__ import annotations
@@ -20,44 +22,44 @@ from typing import Any
 from numba import njit
 
 from gguf_moe_kernels.cpu import tokens as by_token
-from gguf_moe_kernels.cpu.block import DMIN, HEADER_SIZE, D, Layout
-from gguf_moe_kernels.cpu.memory import load_f32, make_stack, store_f32, store_i64
+from gguf_moe_kernels.cpu.block import DMIN, D, Layout, stack_header
+from gguf_moe_kernels.cpu.memory import ask_for, load_f32, load_i64, make_stack, store_f32, store_i64
 from gguf_moe_kernels.cpu.simd import transpose
 from gguf_moe_kernels.cpu.tokens import (
     AT_ONCE,
+    ROWS,
     add_product,
     add_scaled,
     add_term,
     dot_pairs,
+    load_integers,
     load_one,
     load_some,
     store_one,
     store_some,
     subtract_multiple,
     zero_integers,
+    zero_one,
 )
 from gguf_moe_kernels.cpu.vector import (
     add_floats,
     load_f32x16,
-    load_i32x16,
     negative,
     store_f32x16,
     store_i8x64,
     store_i32x16,
-    zero_f32x16,
 )
 
-ROWS = 16
-"""Rows of weights side by side: a lane each."""
 TOKENS = 64
 """Tokens that stay in the core's cache while the weights pass by."""
+PARTS = ROWS // 16
 
 LANES_SIZE = 4 * ROWS
 QUANTS = 0
 SCALES = QUANTS + 64 * LANES_SIZE
 PAIRS = SCALES + 16 * LANES_SIZE
-HEADER = PAIRS + 8 * LANES_SIZE
-UNPACKED_SIZE = HEADER + 2 * HEADER_SIZE
+FACTORS = PAIRS + 8 * LANES_SIZE
+UNPACKED_SIZE = FACTORS + 4 * LANES_SIZE
 PARTIAL_SIZE = TOKENS * LANES_SIZE
 """Bytes of one of the four partial sums of all tokens."""
 
@@ -71,40 +73,50 @@ def make_many_tokens(
     """
     add_blocks = make_add_blocks(quants, unpack_header, layout)
     stack_unpacked, stack_sums = make_stack(UNPACKED_SIZE), make_stack(4 * PARTIAL_SIZE)
+    stack_starts = make_stack(8 * PARTS)
 
     @njit
-    def sixteen_rows(w, row_size, n_in, tokens, n_tokens, unpacked, sums, out, out_stride):
-        for at in range(0, 4 * PARTIAL_SIZE, PARTIAL_SIZE):
-            for t in range(n_tokens):
-                store_f32x16(sums, at + t * LANES_SIZE, zero_f32x16())
-        add_blocks(w, row_size, n_in, tokens, n_tokens, unpacked, sums)
+    def rows_by_tokens(starts, row_size, n_in, tokens, n_tokens, unpacked, sums):
+        """The sums of the rows from `starts` on, 16 from each of these addresses, to the first partial sum."""
+        for t in range(n_tokens):
+            for s in range(4):
+                store_one(sums, s * PARTIAL_SIZE + t * LANES_SIZE, zero_one())
+        add_blocks(starts, row_size, n_in, tokens, n_tokens, unpacked, sums)
         for t in range(n_tokens):
             at = t * LANES_SIZE
-            first = add_floats(load_f32x16(sums, at), load_f32x16(sums, at + PARTIAL_SIZE))
-            second = add_floats(
-                load_f32x16(sums, at + 2 * PARTIAL_SIZE), load_f32x16(sums, at + 3 * PARTIAL_SIZE)
-            )
-            store_f32x16(out, t * out_stride, add_floats(first, second))
+            first = add_floats(load_one(sums, at), load_one(sums, at + PARTIAL_SIZE))
+            second = add_floats(load_one(sums, at + 2 * PARTIAL_SIZE), load_one(sums, at + 3 * PARTIAL_SIZE))
+            store_one(sums, at, add_floats(first, second))
+
+    @njit
+    def few_rows(w, row_size, n_rows, n_in, tokens, n_tokens, unpacked, sums, starts, out, out_stride):
+        """Less than 16 rows: one by one, and all lanes hold the same."""
+        for r in range(n_rows):
+            for part in range(PARTS):
+                store_i64(starts, 8 * part, w + r * row_size)
+            rows_by_tokens(starts, 0, n_in, tokens, n_tokens, unpacked, sums)
+            for t in range(n_tokens):
+                store_f32(out + t * out_stride, 4 * r, load_f32(sums, t * LANES_SIZE))
 
     @njit
     def many_tokens(w, row_size, n_rows, n_in, tokens, n_tokens, out, out_stride):
-        unpacked, sums = stack_unpacked(), stack_sums()
-        whole = n_rows // ROWS * ROWS
-        # What is left over overlaps with the rows before. If there are none, all lanes hold the same row.
-        r = 0
-        while r < n_rows:
-            if whole:
-                first = min(r, n_rows - ROWS)
-                at = out + 4 * first
-                sixteen_rows(
-                    w + first * row_size, row_size, n_in, tokens, n_tokens, unpacked, sums, at, out_stride
-                )
-                r += ROWS
-                continue
-            sixteen_rows(w + r * row_size, 0, n_in, tokens, n_tokens, unpacked, sums, sums, LANES_SIZE)
-            for t in range(n_tokens):
-                store_f32(out + t * out_stride, 4 * r, load_f32(sums, t * LANES_SIZE))
-            r += 1
+        unpacked, sums, starts = stack_unpacked(), stack_sums(), stack_starts()
+        if n_rows < 16:
+            few_rows(
+                w, row_size, n_rows, n_in, tokens, n_tokens, unpacked, sums, starts, out, out_stride
+            )
+            return
+        for r in range(0, n_rows, ROWS):
+            # The last parts overlap with those before them.
+            for part in range(PARTS):
+                first = min(r + 16 * part, n_rows - 16)
+                store_i64(starts, 8 * part, w + first * row_size)
+            rows_by_tokens(starts, row_size, n_in, tokens, n_tokens, unpacked, sums)
+            for part in range(PARTS):
+                first = min(r + 16 * part, n_rows - 16)
+                for t in range(n_tokens):
+                    lanes = load_f32x16(sums, t * LANES_SIZE + 64 * part)
+                    store_f32x16(out + t * out_stride, 4 * first, lanes)
 
     return many_tokens
 
@@ -112,29 +124,13 @@ def make_many_tokens(
 def make_add_blocks(
     quants: Callable[..., Any], unpack_header: Callable[..., Any], layout: Layout
 ) -> Callable[..., Any]:
-    """add_blocks(w, row_size, n_in, tokens, n_tokens, unpacked, sums): all blocks of 16 rows to the sums."""
+    """add_blocks(starts, row_size, n_in, tokens, n_tokens, unpacked, sums): all blocks of the rows to the sums."""
     block_size, type_size = layout.block_size, layout.type_size
-    add_block = make_add_block(layout)
-    prepared, pair, group_scale = layout.prepare(quants), layout.make_pair(), layout.make_group_scale()
-    n_groups, has_corrections = block_size // layout.group, bool(layout.whole_offset or layout.has_minimum)
-    stack_rows, stack_places = make_stack(ROWS * 64), make_stack(32)
+    add_block, unpack = make_add_block(layout), make_unpack(quants, unpack_header, layout)
+    at_once = 1 if layout.is_large else 2
 
     @njit
-    def every_fourth(w, row_size, places):
-        """Fills in and returns the four addresses of `unpack_header` for 16 rows."""
-        for i in range(4):
-            store_i64(places, 8 * i, w + 4 * i * row_size)
-        return places
-
-    @njit
-    def unpack_quants(w, row_size, k, rows, quants_of_lanes):
-        """64 weights of each row, 4 in each lane. k: see Layout.prepare."""
-        for r in range(ROWS):
-            store_i8x64(rows, 64 * r, prepared(w + r * row_size, k))
-        transpose(rows, quants_of_lanes)
-
-    @njit
-    def to_tokens(block, header, ib, n_in, tokens, n_tokens, sums):
+    def to_tokens(unpacked, factors, ib, n_in, tokens, n_tokens, sums):
         """One unpacked block to all tokens."""
         fours = (n_in // block_size + 3) // 4
         q, d = ib * block_size, 4 * fours * block_size + 4 * ib
@@ -143,45 +139,92 @@ def make_add_blocks(
         t = 0
         while t + AT_ONCE <= n_tokens:
             acc = load_some(partial, t * LANES_SIZE)
-            acc = add_block(acc, block, header, tokens + 8 * t, q, d, plane, ib)
+            acc = add_block(acc, unpacked, factors, tokens + 8 * t, q, d, plane, ib)
             store_some(partial, t * LANES_SIZE, acc)
             t += AT_ONCE
         while t < n_tokens:
             acc = load_one(partial, t * LANES_SIZE)
-            store_one(partial, t * LANES_SIZE, add_block(acc, block, header, tokens + 8 * t, q, d, plane, ib))
+            acc = add_block(acc, unpacked, factors, tokens + 8 * t, q, d, plane, ib)
+            store_one(partial, t * LANES_SIZE, acc)
             t += 1
 
     @njit
-    def add_large_blocks(w, row_size, n_in, tokens, n_tokens, unpacked, sums):
-        header, rows, places = unpacked + HEADER, stack_rows(), stack_places()
-        for ib in range(n_in // block_size):
-            at = w + ib * type_size
-            unpack_header(every_fourth(at, row_size, places), row_size, header)
-            for j in range(n_groups):
-                store_i32x16(unpacked, SCALES + LANES_SIZE * j, group_scale(header, j))
-            if has_corrections:
-                for j in range(8):
-                    store_i32x16(unpacked, PAIRS + LANES_SIZE * j, pair(header, j))
-            for k in range(4):
-                unpack_quants(at, row_size, k, rows, unpacked + 16 * LANES_SIZE * k)
-            to_tokens(unpacked, header, ib, n_in, tokens, n_tokens, sums)
+    def add_blocks(starts, row_size, n_in, tokens, n_tokens, unpacked, sums):
+        n_blocks = n_in // block_size
+        for ib in range(0, n_blocks, at_once):
+            n = min(at_once, n_blocks - ib)
+            unpack(starts, row_size, ib * type_size, n, unpacked)
+            for i in range(n):
+                factors = unpacked + FACTORS + 2 * LANES_SIZE * i
+                to_tokens(
+                    unpacked + 8 * LANES_SIZE * i, factors, ib + i, n_in, tokens, n_tokens, sums
+                )
+
+    return add_blocks
+
+
+def make_unpack(
+    quants: Callable[..., Any], unpack_header: Callable[..., Any], layout: Layout
+) -> Callable[..., Any]:
+    """unpack(starts, row_size, offset, n, unpacked): the block at `offset` of each row; n of types of 32 weights.
+
+    The rows begin at the addresses `starts`, 16 from each on.
+    """
+    type_size, is_large, has_minimum = layout.type_size, layout.is_large, layout.has_minimum
+    prepared, pair, group_scale = layout.prepare(quants), layout.make_pair(), layout.make_group_scale()
+    n_groups, has_pairs = layout.block_size // layout.group, bool(layout.whole_offset or has_minimum)
+    stack_rows, stack_places = make_stack(16 * 64), make_stack(32)
+    # The rows that come next are asked for in the order of memory, with every 64 weights of a row so many bytes.
+    n_ahead = -(-type_size // 4) if is_large else 2 * type_size
 
     @njit
-    def add_small_blocks(w, row_size, n_in, tokens, n_tokens, unpacked, sums):
-        rows, places, n_blocks = stack_rows(), stack_places(), n_in // block_size
-        for ib in range(0, n_blocks, 2):
-            at, n = w + ib * type_size, min(2, n_blocks - ib)
-            unpack_quants(at, row_size, type_size * (n - 1), rows, unpacked)
-            for i in range(n):
-                header = unpacked + HEADER + HEADER_SIZE * i
-                unpack_header(every_fourth(at + i * type_size, row_size, places), row_size, header)
-                to_tokens(unpacked + 8 * LANES_SIZE * i, header, ib + i, n_in, tokens, n_tokens, sums)
+    def unpack_factors(w, row_size, header, to):
+        """d and dmin of 16 rows; the header stays for what else is needed of it."""
+        places = stack_places()
+        for i in range(4):
+            store_i64(places, 8 * i, w + 4 * i * row_size)
+        unpack_header(places, row_size, header)
+        store_f32x16(to, 0, load_f32x16(header, D))
+        if has_minimum:
+            store_f32x16(to, LANES_SIZE, load_f32x16(header, DMIN))
 
-    return add_large_blocks if layout.is_large else add_small_blocks
+    @njit
+    def unpack_quants(w, row_size, k, rows, next_, to):
+        """64 weights of 16 rows, 4 in each lane. k: see Layout.prepare. Meanwhile `next_` is asked for."""
+        for r in range(16):
+            ask_for(next_ + r * n_ahead, n_ahead)
+            store_i8x64(rows, 64 * r, prepared(w + r * row_size, k))
+        transpose(rows, to, LANES_SIZE)
+
+    @njit
+    def unpack_large(w, row_size, header, rows, next_, to):
+        unpack_factors(w, row_size, header, to + FACTORS)
+        for j in range(n_groups):
+            store_i32x16(to, SCALES + LANES_SIZE * j, group_scale(header, j))
+        if has_pairs:
+            for j in range(8):
+                store_i32x16(to, PAIRS + LANES_SIZE * j, pair(header, j))
+        for k in range(4):
+            unpack_quants(w, row_size, k, rows, next_ + 16 * n_ahead * k, to + 16 * LANES_SIZE * k)
+
+    @njit
+    def unpack(starts, row_size, offset, n, unpacked):
+        header, rows = stack_header(), stack_rows()
+        for part in range(PARTS):
+            start, to = load_i64(starts, 8 * part), unpacked + 64 * part
+            w, next_ = start + offset, start + ROWS * row_size + 16 * offset
+            if is_large:
+                unpack_large(w, row_size, header, rows, next_, to)
+            else:
+                unpack_quants(w, row_size, type_size * (n - 1), rows, next_, to)
+                for i in range(n):
+                    unpack_factors(w + i * type_size, row_size, header, to + FACTORS + 2 * LANES_SIZE * i)
+
+    return unpack
 
 
 def make_add_block(layout: Layout) -> Callable[..., Any]:
-    """add_block(acc, unpacked, header, tokens, q, d, plane, ib): acc and the terms of an unpacked block.
+    """add_block(acc, unpacked, factors, tokens, q, d, plane, ib): acc and the terms of an unpacked block.
 
     q, d and plane: where the block's int8, its scale and the whole plane of sums stand in a token's row.
     """
@@ -190,36 +233,36 @@ def make_add_block(layout: Layout) -> Callable[..., Any]:
     n_groups, per_group = layout.block_size // layout.group, layout.group // 4
 
     @njit
-    def add_large(acc, unpacked, header, tokens, q, d, plane, ib):
+    def add_large(acc, unpacked, factors, tokens, q, d, plane, ib):
         zero = zero_integers(acc)
         total, corrections = zero, zero
         for j in range(n_groups):
             part = zero
             for i in range(j * per_group, j * per_group + per_group):
-                part = dot(part, load_i32x16(unpacked, QUANTS + LANES_SIZE * i), tokens, q + 4 * i)
-            total = add_scaled(total, part, load_i32x16(unpacked, SCALES + LANES_SIZE * j))
+                part = dot(part, load_integers(unpacked, QUANTS + LANES_SIZE * i), tokens, q + 4 * i)
+            total = add_scaled(total, part, load_integers(unpacked, SCALES + LANES_SIZE * j))
         if has_minimum or offset:
             sums = plane + ib // 4 * 128 + ib % 4 * 4
             for j in range(8):
-                pairs = load_i32x16(unpacked, PAIRS + LANES_SIZE * j)
+                pairs = load_integers(unpacked, PAIRS + LANES_SIZE * j)
                 corrections = dot_pairs(corrections, pairs, tokens, sums + 16 * j)
         if offset:
             total = total - corrections * offset
-        acc = add_term(acc, load_f32x16(header, D), tokens, d, total)
+        acc = add_term(acc, load_one(factors, 0), tokens, d, total)
         if has_minimum:
-            acc = add_term(acc, negative(load_f32x16(header, DMIN)), tokens, d, corrections)
+            acc = add_term(acc, negative(load_one(factors, LANES_SIZE)), tokens, d, corrections)
         return acc
 
     @njit
-    def add_small(acc, unpacked, header, tokens, q, d, plane, ib):
+    def add_small(acc, unpacked, factors, tokens, q, d, plane, ib):
         total = zero_integers(acc)
         for i in range(8):
-            total = dot(total, load_i32x16(unpacked, QUANTS + LANES_SIZE * i), tokens, q + 4 * i)
+            total = dot(total, load_integers(unpacked, QUANTS + LANES_SIZE * i), tokens, q + 4 * i)
         if offset:
             total = subtract_multiple(total, tokens, plane + 4 * ib, offset)
-        acc = add_term(acc, load_f32x16(header, D), tokens, d, total)
+        acc = add_term(acc, load_one(factors, 0), tokens, d, total)
         if has_minimum:
-            acc = add_product(acc, load_f32x16(header, DMIN), tokens, plane + 4 * ib)
+            acc = add_product(acc, load_one(factors, LANES_SIZE), tokens, plane + 4 * ib)
         return acc
 
     return add_large if layout.is_large else add_small

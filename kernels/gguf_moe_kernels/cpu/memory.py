@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -18,6 +18,8 @@ from gguf_moe_kernels.cpu.half import f16_to_f32, f32_to_f16
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
+LINE = 64
+"""Bytes of a cache line."""
 
 
 def pointer(builder: ir.IRBuilder, base: ir.Value, offset: ir.Value, pointee: ir.Type) -> ir.Value:
@@ -221,3 +223,10 @@ def prefetch(typingctx, base, offset):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
+
+
+@njit
+def ask_for(at, n_bytes):
+    """Ask for all cache lines of so many bytes."""
+    for offset in range(0, n_bytes, LINE):
+        prefetch(at, offset)

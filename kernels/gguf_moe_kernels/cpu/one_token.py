@@ -17,12 +17,12 @@ from gguf_moe_kernels.cpu.block import DMIN, SCALES, D, Layout, stack_header
 from gguf_moe_kernels.cpu.memory import (
     I16,
     I32,
+    ask_for,
     copy_bytes,
     fill_zero,
     load_f32,
     load_u32,
     make_stack,
-    prefetch,
     store_f32,
     store_i64,
 )
@@ -52,8 +52,6 @@ from gguf_moe_kernels.cpu.vector import (
 
 AHEAD = 16384
 """Bytes, at least, between what is read and what is asked for."""
-LINE = 64
-"""Bytes of a cache line."""
 
 
 def make_one_token(
@@ -120,11 +118,6 @@ def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[...,
     type_size, offset, has_minimum = layout.type_size, layout.whole_offset, layout.has_minimum
     prepared, dot, pair = layout.prepare(quants), layout.dot, layout.make_pair()
     add_scaled, block_scales = make_add_scaled(layout)
-
-    @njit
-    def ask_for(at, n_bytes):
-        for offset in range(0, n_bytes, LINE):
-            prefetch(at, offset)
 
     @njit
     def one_block(w, header, lane, x0, x1, x2, x3, next_):

@@ -381,11 +381,11 @@ column_0, column_1, column_2, column_3 = (_make_column(c) for c in range(4))
 
 
 @intrinsic
-def transpose(typingctx, src, dst):
-    """The 16 x 16 int32 at src, turned, to dst."""
+def transpose(typingctx, src, dst, stride):
+    """The 16 x 16 int32 at src, turned, to dst, where rows are `stride` bytes apart."""
 
     def codegen(context, builder, sig, args):
-        src, dst = args
+        src, dst, stride = args
         rows = []
         for i in range(16):
             rows.append(builder.load(pointer(builder, src, ir.Constant(I64, 64 * i), i32x16.llvm)))
@@ -395,7 +395,8 @@ def transpose(typingctx, src, dst):
         columns = [_turn_fours(builder, [four[c] for four in fours], 4) for c in range(4)]
         for i in range(16):
             row = columns[i % 4][i // 4]
-            builder.store(row, pointer(builder, dst, ir.Constant(I64, 64 * i), i32x16.llvm)).align = 64
+            place = builder.mul(stride, ir.Constant(I64, i))
+            builder.store(row, pointer(builder, dst, place, i32x16.llvm)).align = 64
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), codegen
+    return types.void(types.int64, types.int64, types.int64), codegen

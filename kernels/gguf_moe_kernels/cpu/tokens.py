@@ -1,6 +1,6 @@
-"""16 lanes for each of several tokens: one lane for each row of weights that the tokens meet.
+"""ROWS lanes for each of several tokens: one lane for each row of weights that the tokens meet.
 
-For T tokens a value is T vectors of 16 lanes, one after the other. `tokens` is always the address of T
+For T tokens a value is T vectors of ROWS lanes, one after the other. `tokens` is always the address of T
 addresses (int64) of activation rows, and offsets count from there. A number of a token is in all its lanes.
 """
 
@@ -15,13 +15,16 @@ from numba.extending import intrinsic
 
 from gguf_moe_kernels.cpu.memory import F32, I32, I64, make_load, make_store, pointer
 from gguf_moe_kernels.cpu.simd import TIER, Tier, add_pairs, add_signed, add_unsigned, in_registers
-from gguf_moe_kernels.cpu.vector import Vector, call, f32x16, i32x16, splat
+from gguf_moe_kernels.cpu.vector import Vector, call, splat
 
+ROWS = 32 if TIER is Tier.AVX512 else 16
+"""Rows side by side. With 32 a number of a token serves two registers of weights, if there are so many."""
 AT_ONCE = 1 if TIER is Tier.PORTABLE else 4
 """Tokens whose sums fit into the registers together."""
-INTEGERS = {n: Vector(f"i32x16x{n}", I32, 16 * n) for n in (1, AT_ONCE)}
-FLOATS = {n: Vector(f"f32x16x{n}", F32, 16 * n) for n in (1, AT_ONCE)}
+INTEGERS = {n: Vector(f"i32x{ROWS}x{n}", I32, ROWS * n) for n in (1, AT_ONCE)}
+FLOATS = {n: Vector(f"f32x{ROWS}x{n}", F32, ROWS * n) for n in (1, AT_ONCE)}
 
+load_integers = make_load(INTEGERS[1], INTEGERS[1].llvm)
 load_one, store_one = make_load(FLOATS[1], FLOATS[1].llvm), make_store(FLOATS[1], FLOATS[1].llvm)
 load_some = make_load(FLOATS[AT_ONCE], FLOATS[AT_ONCE].llvm)
 store_some = make_store(FLOATS[AT_ONCE], FLOATS[AT_ONCE].llvm)
@@ -35,7 +38,7 @@ def _numbers(builder: ir.IRBuilder, tokens: ir.Value, offset: ir.Value, n: int, 
         row = builder.load(pointer(builder, tokens, ir.Constant(I64, 8 * t), I64))
         number = builder.load(pointer(builder, row, offset, kind))
         number.align = 1
-        numbers.append(splat(builder, number, 16))
+        numbers.append(splat(builder, number, ROWS))
     return numbers
 
 
@@ -46,19 +49,19 @@ def _for_each(
     numbers: list[ir.Value],
     *others: ir.Value,
 ) -> ir.Value:
-    """emit(16 lanes of acc, the number, 16 lanes of each of the others) for each token."""
+    """emit(the lanes of acc, the number, the lanes of each of the others) for each token."""
     left = iter(numbers)
-    return in_registers(builder, lambda a, *rest: emit(a, next(left), *rest), acc, *others, lanes=16)
+    return in_registers(builder, lambda a, *rest: emit(a, next(left), *rest), acc, *others, lanes=ROWS)
 
 
 def _make_dot(add: Callable[..., Any], doc: str) -> Callable[..., Any]:
     def dot(typingctx, acc, v, tokens, offset):
         def codegen(context, builder, sig, args):
             acc, v, tokens, offset = args
-            numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // 16, I32)
+            numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // ROWS, I32)
             return _for_each(builder, lambda a, x: add(builder, a, v, x), acc, numbers)
 
-        return acc(acc, i32x16, types.int64, types.int64), codegen
+        return acc(acc, INTEGERS[1], types.int64, types.int64), codegen
 
     dot.__doc__ = doc
     return intrinsic(dot)
@@ -70,21 +73,28 @@ dot_pairs = _make_dot(add_pairs, "acc + v . x: two int16 a lane and two at `offs
 
 
 @intrinsic
+def zero_one(typingctx):
+    """Floats 0 for one token."""
+    zeros = [0.0] * ROWS
+    return FLOATS[1](), lambda context, builder, sig, args: ir.Constant(FLOATS[1].llvm, zeros)
+
+
+@intrinsic
 def zero_integers(typingctx, like):
     """Integers 0 for as many tokens as the floats `like` have."""
-    result = INTEGERS[like.lanes // 16]
+    result = INTEGERS[like.lanes // ROWS]
     return result(like), lambda context, builder, sig, args: ir.Constant(result.llvm, [0] * result.lanes)
 
 
 @intrinsic
 def add_scaled(typingctx, acc, v, scale):
-    """acc + v * scale, int32; `scale` is i32x16 and the same for all tokens."""
+    """acc + v * scale, int32; `scale` has ROWS lanes and is the same for all tokens."""
 
     def codegen(context, builder, sig, args):
         acc, v, scale = args
-        return in_registers(builder, lambda a, b: builder.add(a, builder.mul(b, scale)), acc, v, lanes=16)
+        return in_registers(builder, lambda a, b: builder.add(a, builder.mul(b, scale)), acc, v, lanes=ROWS)
 
-    return acc(acc, acc, i32x16), codegen
+    return acc(acc, acc, INTEGERS[1]), codegen
 
 
 @intrinsic
@@ -93,40 +103,40 @@ def subtract_multiple(typingctx, acc, tokens, offset, factor):
 
     def codegen(context, builder, sig, args):
         acc, tokens, offset, factor = args
-        numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // 16, I32)
-        factor = splat(builder, builder.trunc(factor, I32), 16)
+        numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // ROWS, I32)
+        factor = splat(builder, builder.trunc(factor, I32), ROWS)
         return _for_each(builder, lambda a, x: builder.sub(a, builder.mul(x, factor)), acc, numbers)
 
     return acc(acc, types.int64, types.int64, types.int64), codegen
 
 
 def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    return call(builder, "llvm.fma.v16f32", c.type, (a, b, c))
+    return call(builder, f"llvm.fma.v{ROWS}f32", c.type, (a, b, c))
 
 
 @intrinsic
 def add_term(typingctx, acc, d, tokens, offset, total):
-    """fma(d * x, total as float32, acc) with the float32 x at `offset`; d is f32x16."""
+    """fma(d * x, total as float32, acc) with the float32 x at `offset`; d has ROWS lanes."""
 
     def codegen(context, builder, sig, args):
         acc, d, tokens, offset, total = args
-        numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // 16, F32)
+        numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // ROWS, F32)
 
         def emit(a: ir.Value, x: ir.Value, whole: ir.Value) -> ir.Value:
             return _fma(builder, builder.fmul(d, x), builder.sitofp(whole, d.type), a)
 
         return _for_each(builder, emit, acc, numbers, total)
 
-    return acc(acc, f32x16, types.int64, types.int64, total), codegen
+    return acc(acc, FLOATS[1], types.int64, types.int64, total), codegen
 
 
 @intrinsic
 def add_product(typingctx, acc, m, tokens, offset):
-    """fma(m, x, acc) with the float32 x at `offset`; m is f32x16."""
+    """fma(m, x, acc) with the float32 x at `offset`; m has ROWS lanes."""
 
     def codegen(context, builder, sig, args):
         acc, m, tokens, offset = args
-        numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // 16, F32)
+        numbers = _numbers(builder, tokens, offset, sig.args[0].lanes // ROWS, F32)
         return _for_each(builder, lambda a, x: _fma(builder, m, x, a), acc, numbers)
 
-    return acc(acc, f32x16, types.int64, types.int64), codegen
+    return acc(acc, FLOATS[1], types.int64, types.int64), codegen
