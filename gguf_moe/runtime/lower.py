@@ -18,7 +18,7 @@ from gguf_moe_kernels.quants import GGMLType
 Value = int | float | str | list[int] | list[str]
 """An argument: a number, a kernel's name (its address is meant), or the address of an array of these."""
 
-CHUNK_BYTES = 1 << 17
+CHUNK_BYTES = 1 << 18
 """Weights in one chunk of a matmul: kernels ask for memory ahead of time, and a chunk's end loses that."""
 ROWS_TOGETHER = 32
 """Rows of a weight that the kernels take side by side."""
