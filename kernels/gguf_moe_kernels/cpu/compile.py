@@ -63,9 +63,9 @@ def compile_object(kernel: Kernel, target_machine: llvm.TargetMachine) -> bytes:
 
 
 def _tuning() -> llvm.PipelineTuningOptions:
-    """LLVM's own -O3, with both vectorizers."""
+    """LLVM's own -O3, but vectors are made of loops only: of other code they gain nothing here."""
     tuning = llvm.create_pipeline_tuning_options(3)
-    tuning.loop_vectorization = tuning.slp_vectorization = True
+    tuning.loop_vectorization, tuning.slp_vectorization = True, False
     return tuning
 
 
