@@ -27,7 +27,7 @@ from gguf_moe.runtime.context import Context, kernels_of
 from gguf_moe.sample import Sampler, Sampling
 from gguf_moe.text.chat_template import ChatTemplate, find_chat_template
 from gguf_moe.text.tokenizer import Tokenizer, build_tokenizer
-from gguf_moe_kernels.cpu.library import KernelLibrary
+from gguf_moe_kernels.cpu.library import FillCache, KernelLibrary
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("reading", "compiling", "prompt"), how much is done, and how much there is to do."""
@@ -62,9 +62,18 @@ class Generation:
 
 
 class Model:
-    """Use it as a context manager, or call `close`. One call at a time: a second one raises BusyError."""
+    """Use it as a context manager, or call `close`. One call at a time: a second one raises BusyError.
 
-    def __init__(self, path: str | os.PathLike[str], options: Options, progress: Progress | None = None):
+    `fill_cache` may compile kernels in a way of its own, as in other processes; a model itself starts none.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        options: Options,
+        progress: Progress | None = None,
+        fill_cache: FillCache | None = None,
+    ):
         start = time.perf_counter()
         self.load_times = LoadTimes()
         self._lock = threading.Lock()
@@ -80,7 +89,7 @@ class Model:
         self.kv_kind = placement.kv_kind(options.kv_type, weights)
         self.n_ctx = placement.context_length(self._checkpoint, self.hparams, self.kv_kind, options.n_ctx)
         self.n_threads = options.threads or machine.default_threads()
-        self._library = KernelLibrary(options.cache_dir)
+        self._library = KernelLibrary(options.cache_dir, fill_cache)
         self._context = Context(
             self.arch,
             self.hparams,

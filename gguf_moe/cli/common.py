@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import gguf_moe
 from gguf_moe.errors import OptionError
 
 if TYPE_CHECKING:
@@ -62,8 +61,12 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load(path: str, runtime: dict[str, Any], progress: ProgressLine) -> Model:
-    """Load a model with the progress line."""
-    model = gguf_moe.load(path, progress=progress, **runtime)
+    """Load a model with the progress line; what has to be compiled for it, all cores compile."""
+    from gguf_moe.cli.workers import fill_cache
+    from gguf_moe.model import Model
+    from gguf_moe.options import Options
+
+    model = Model(path, Options(**runtime), progress, fill_cache)
     progress.clear()
     return model
 

@@ -1,8 +1,8 @@
 """From a Numba function to machine code: what a kernel is, and how its bytes come about.
 
-Every kernel is a C function that takes and returns int64. Numba types and optimizes it; its code is then put
-behind an entry point of a known name, stripped of everything Numba added for Python, and emitted as an object
-file that needs nothing but the C library. So a cached kernel runs without importing Numba.
+Every kernel is a C function that takes and returns int64. Numba types and translates it (frontend.py). Its
+code is put behind an entry point of a known name and optimized, which also removes what is there for Python.
+The result is an object file that needs nothing but the C library: it runs without importing Numba.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
-from numba import cfunc, from_dtype, types
+from numba import from_dtype, types
 
+from gguf_moe_kernels.cpu.frontend import frontend
 from gguf_moe_kernels.cpu.library import ENTRY_POINT
 
 
@@ -46,30 +47,38 @@ def op(arguments: np.dtype) -> Callable[[Callable[..., Any]], Kernel]:
 
 
 def compile_object(kernel: Kernel, target_machine: llvm.TargetMachine) -> bytes:
-    """The kernel as an object file whose one visible function is ENTRY_POINT."""
-    compiled = cfunc(kernel.signature, error_model="numpy")(kernel.function)
-    native_name = compiled.native_name.removeprefix("cfunc.")
-    module = llvm.parse_assembly(compiled.inspect_llvm() + _entry_point(native_name, kernel.signature))
+    """The kernel as an object file whose one visible symbol is ENTRY_POINT."""
+    module, native_name = frontend().translate(kernel.function, kernel.signature)
+    module.link_in(llvm.parse_assembly(_entry_point(native_name, kernel.signature)))
     module.verify()
-    for function in module.functions:
-        if not function.is_declaration and function.name != ENTRY_POINT:
-            function.linkage = "internal"
+    for symbol in (*module.functions, *module.global_variables):
+        if not symbol.is_declaration and symbol.name != ENTRY_POINT:
+            symbol.linkage = "internal"
     module.get_function(native_name).add_function_attribute("alwaysinline")
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_always_inliner_pass()
-    passes.add_sroa_pass()
-    passes.add_instruction_combine_pass()
-    passes.add_simplify_cfg_pass()
-    passes.add_global_dead_code_eliminate_pass()
-    passes.run(module, llvm.create_pass_builder(target_machine, llvm.create_pipeline_tuning_options(3)))
+    builder = llvm.create_pass_builder(target_machine, _tuning())
+    builder.getModulePassManager().run(module, builder)
+    if needed := [f.name for f in module.functions if f.is_declaration and f.name.startswith("NRT_")]:
+        raise TypeError(f"{kernel.function.__qualname__} is no kernel: it allocates memory ({needed[0]})")
     return target_machine.emit_object(module)
 
 
+def _tuning() -> llvm.PipelineTuningOptions:
+    """LLVM's own -O3, but vectors are made of loops only: of other code they gain nothing here."""
+    tuning = llvm.create_pipeline_tuning_options(3)
+    tuning.loop_vectorization, tuning.slp_vectorization = True, False
+    return tuning
+
+
 def _entry_point(native_name: str, signature: Any) -> str:
-    """LLVM assembly of a function that calls Numba's and drops its error status: kernels never raise."""
+    """LLVM assembly of a function that calls Numba's and drops its error status: kernels never raise.
+
+    Nor do they own memory: there are no references to count for the arrays that Numba makes of addresses.
+    """
     kinds = ["ptr" if isinstance(a, types.CPointer) else "i64" for a in signature.args]
     parameters = ", ".join(f"{kind} %a{i}" for i, kind in enumerate(kinds))
     return f"""
+declare i32 @{native_name}(ptr, ptr, {", ".join(kinds)})
+
 define i64 @{ENTRY_POINT}({parameters}) {{
   %result = alloca i64
   %error = alloca ptr
@@ -77,5 +86,13 @@ define i64 @{ENTRY_POINT}({parameters}) {{
   call i32 @{native_name}(ptr %result, ptr %error, {parameters})
   %value = load i64, ptr %result
   ret i64 %value
+}}
+
+define void @NRT_incref(ptr %memory) {{
+  ret void
+}}
+
+define void @NRT_decref(ptr %memory) {{
+  ret void
 }}
 """

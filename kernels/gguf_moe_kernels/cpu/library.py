@@ -22,6 +22,11 @@ from gguf_moe_kernels.cpu.target import Target
 
 logger = logging.getLogger(__name__)
 
+Progress = Callable[[str, int, int], None]
+"""Called with a kernel's name, how many are done, and how many there are to compile."""
+FillCache = Callable[[Path, list[str], Progress | None], None]
+"""Compiles kernels into a cache directory in a way of its own. It need not do all of them."""
+
 ENTRY_POINT = "kernel"
 _DIGEST_SIZE = 32
 
@@ -30,12 +35,14 @@ class KernelLibrary:
     """Addresses of compiled kernels by name. After `close()` nothing may run in them any more.
 
     A name is "module.function" below gguf_moe_kernels.cpu, for example "matmul.matmul" or "q4_k.tile".
-    `cache` is a directory (made when needed) or None to compile in memory only.
+    `cache` is a directory (made when needed) or None to compile in memory only. `fill_cache` is tried first
+    where several kernels are missing in the cache.
     """
 
-    def __init__(self, cache: Path | None):
+    def __init__(self, cache: Path | None, fill_cache: FillCache | None = None):
         self._target = Target.host()
         self._cache = cache if cache is not None and _is_private(cache) else None
+        self._fill_cache = fill_cache
         self._addresses: dict[str, int] = {}
         self._engines: list[llvm.ExecutionEngine] = []
 
@@ -44,7 +51,7 @@ class KernelLibrary:
         self.prepare([name])
         return self._addresses[name]
 
-    def prepare(self, names: Iterable[str], progress: Callable[[str, int, int], None] | None = None) -> int:
+    def prepare(self, names: Iterable[str], progress: Progress | None = None) -> int:
         """Make all these kernels ready; the number that had to be compiled.
 
         progress(name, done, total) is called before each kernel that is compiled.
@@ -54,13 +61,17 @@ class KernelLibrary:
             # Numba may aim at another CPU than the host (NUMBA_CPU_NAME), and it alone knows.
             self._target = Target.numba()
             missing = self._load_cached(missing)
-        for done, name in enumerate(missing):
+        total = len(missing)
+        if total > 1 and self._fill_cache and self._cache and os.access(self._cache, os.W_OK):
+            self._fill_cache(self._cache, missing, progress)
+            missing = self._load_cached(missing)
+        for done, name in enumerate(missing, total - len(missing)):
             if progress:
-                progress(name, done, len(missing))
+                progress(name, done, total)
             code = compiled_object(name, self._target)
             self._write(name, code)
             self._load(name, code)
-        return len(missing)
+        return total
 
     def close(self) -> None:
         """Free the machine code."""

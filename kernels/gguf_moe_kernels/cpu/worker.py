@@ -1,0 +1,25 @@
+"""A process that compiles kernels into a cache directory: python -m gguf_moe_kernels.cpu.worker DIRECTORY.
+
+It reads names from stdin, one a line, and says each again on stdout when the kernel is in the cache. It ends
+with stdin, or by a traceback if a kernel does not compile.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gguf_moe_kernels.cpu.library import KernelLibrary
+
+
+def main() -> None:
+    """Compile what is asked for."""
+    library = KernelLibrary(Path(sys.argv[1]))
+    for line in sys.stdin:
+        library.prepare([line.strip()])
+        sys.stdout.write(line)
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
