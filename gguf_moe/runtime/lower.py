@@ -182,7 +182,11 @@ def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
         "scores": memory.address(scores),
         "scores_stride": row_size(scores),
     }
-    return f"attention.attention_{k.kind.value}_{at_once}", structs.ATTENTION, special | _absent(task, "sinks")
+    return (
+        f"attention.attention_{k.kind.value}_{at_once}",
+        structs.ATTENTION,
+        special | _absent(task, "sinks"),
+    )
 
 
 def _moe_topk(task: Task, memory: Memory, n_threads: int) -> Lowered:

@@ -24,7 +24,7 @@ LOAD = """if True:
     library = KernelLibrary(pathlib.Path(sys.argv[2]))
 
     def start(n_batch, n_threads=2):
-        context = Context(arch, hparams, weights, n_ctx=8192, n_batch=n_batch, kv_kind=Kind.F16)
+        context = Context(arch, hparams, weights, n_ctx=24576, n_batch=n_batch, kv_kind=Kind.F16)
         rows = context.rows(n_threads)
         library.prepare(kernels_of(rows))
         context.start(rows, library, n_threads)
@@ -58,7 +58,7 @@ def test_a_parked_crew_wakes_up(crew_context, dense_file):
 @pytest.mark.parametrize("n_threads", [1, 2, 8])
 def test_ctrl_c_ends_a_long_step_and_the_crew_works_again(n_threads, dense_file, kernel_cache, run_python):
     script = """
-    context, short = start(8192, int(sys.argv[3])), [1, 2, 3]
+    context, short = start(24576, int(sys.argv[3])), [1, 2, 3]
     expected = context.extend(short, 1).copy()
     context.truncate(0)
     sent = []
@@ -71,7 +71,7 @@ def test_ctrl_c_ends_a_long_step_and_the_crew_works_again(n_threads, dense_file,
 
     threading.Thread(target=interrupt).start()
     try:
-        context.extend([5] * 8000, 1)
+        context.extend([5] * 24000, 1)
         sys.exit("the step was over before it was interrupted")
     except KeyboardInterrupt:
         took = time.monotonic() - sent[0]

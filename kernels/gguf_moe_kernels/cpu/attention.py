@@ -16,7 +16,7 @@ from numba import carray, njit
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma
 from gguf_moe_kernels.cpu.compile import Kernel, op
-from gguf_moe_kernels.cpu.dot import dot_f32, make_dot_float, sum_f32
+from gguf_moe_kernels.cpu.dot import make_dot_float, sum_f32
 from gguf_moe_kernels.cpu.memory import ask_for, load_f16, load_f32, load_i64, make_stack, store_f32
 from gguf_moe_kernels.cpu.queries import (
     add_products,

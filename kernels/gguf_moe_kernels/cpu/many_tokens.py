@@ -1,4 +1,4 @@
-"""Several rows of activations with ROWS rows of a quantized weight at a time: what prompts spend their time on.
+"""Several rows of activations with ROWS rows of a quantized weight at a time: where prompts spend their time.
 
 A block of each row is unpacked once, one lane a row, and then meets all tokens. Each row and token has four
 partial sums (dot.py), to which blocks add in turn. Of types with 32 weights in a block two blocks are
@@ -77,7 +77,7 @@ def make_many_tokens(
 
     @njit
     def rows_by_tokens(starts, row_size, n_in, tokens, n_tokens, unpacked, sums):
-        """The sums of the rows from `starts` on, 16 from each of these addresses, to the first partial sum."""
+        """The sums of 16 rows from each address of `starts` on, to the first partial sum."""
         for t in range(n_tokens):
             for s in range(4):
                 store_one(sums, s * PARTIAL_SIZE + t * LANES_SIZE, zero_one())
@@ -102,9 +102,7 @@ def make_many_tokens(
     def many_tokens(w, row_size, n_rows, n_in, tokens, n_tokens, out, out_stride):
         unpacked, sums, starts = stack_unpacked(), stack_sums(), stack_starts()
         if n_rows < 16:
-            few_rows(
-                w, row_size, n_rows, n_in, tokens, n_tokens, unpacked, sums, starts, out, out_stride
-            )
+            few_rows(w, row_size, n_rows, n_in, tokens, n_tokens, unpacked, sums, starts, out, out_stride)
             return
         for r in range(0, n_rows, ROWS):
             # The last parts overlap with those before them.
@@ -124,7 +122,7 @@ def make_many_tokens(
 def make_add_blocks(
     quants: Callable[..., Any], unpack_header: Callable[..., Any], layout: Layout
 ) -> Callable[..., Any]:
-    """add_blocks(starts, row_size, n_in, tokens, n_tokens, unpacked, sums): all blocks of the rows to the sums."""
+    """add_blocks(starts, row_size, n_in, tokens, n_tokens, unpacked, sums): all blocks of the rows."""
     block_size, type_size = layout.block_size, layout.type_size
     add_block, unpack = make_add_block(layout), make_unpack(quants, unpack_header, layout)
     at_once = 1 if layout.is_large else 2
@@ -156,9 +154,7 @@ def make_add_blocks(
             unpack(starts, row_size, ib * type_size, n, unpacked)
             for i in range(n):
                 factors = unpacked + FACTORS + 2 * LANES_SIZE * i
-                to_tokens(
-                    unpacked + 8 * LANES_SIZE * i, factors, ib + i, n_in, tokens, n_tokens, sums
-                )
+                to_tokens(unpacked + 8 * LANES_SIZE * i, factors, ib + i, n_in, tokens, n_tokens, sums)
 
     return add_blocks
 
@@ -166,7 +162,7 @@ def make_add_blocks(
 def make_unpack(
     quants: Callable[..., Any], unpack_header: Callable[..., Any], layout: Layout
 ) -> Callable[..., Any]:
-    """unpack(starts, row_size, offset, n, unpacked): the block at `offset` of each row; n of types of 32 weights.
+    """unpack(starts, row_size, offset, n, unpacked): the block at `offset` of each row; n small ones.
 
     The rows begin at the addresses `starts`, 16 from each on.
     """
@@ -174,7 +170,7 @@ def make_unpack(
     prepared, pair, group_scale = layout.prepare(quants), layout.make_pair(), layout.make_group_scale()
     n_groups, has_pairs = layout.block_size // layout.group, bool(layout.whole_offset or has_minimum)
     stack_rows, stack_places = make_stack(16 * 64), make_stack(32)
-    # The rows that come next are asked for in the order of memory, with every 64 weights of a row so many bytes.
+    # The rows that come next are asked for in the order of memory: with 64 weights of a row so many bytes.
     n_ahead = -(-type_size // 4) if is_large else 2 * type_size
 
     @njit

@@ -1,4 +1,4 @@
-"""One row of activations with many rows of a quantized weight: what decoding spends its time on.
+"""One row of activations with many rows of a quantized weight: where decoding spends its time.
 
 Four rows pass side by side, each from front to back, four blocks at a time. The 16 blocks of a step (lane
 4i + j: block i of row j) share their header, and end as 16 sums: the four partial sums of each row (dot.py:

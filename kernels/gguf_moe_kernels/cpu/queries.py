@@ -84,7 +84,7 @@ def add_weighted(typingctx, acc, v, weights, stride, offset):
 
 
 def make_load_store(n: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Intrinsics load(base, stride, offset) and store(base, stride, offset, value): 32 float32 of each query."""
+    """Intrinsics load(base, stride, offset) and store(base, stride, offset, value) of 32 float32 a query."""
     vector = floats(n)
 
     @intrinsic
