@@ -1,9 +1,12 @@
-"""Kernels for the plainest CPU of this kind give the bits that the reference and the host's CPU give."""
+"""Every tier of instructions gives the bits that the reference gives."""
 
 import json
 import platform
 
+import llvmlite.binding as llvm
 import pytest
+
+from gguf_moe_kernels.cpu.simd import Tier
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 only")
 
@@ -13,9 +16,9 @@ SCRIPT = """if True:
     from gguf_moe_kernels import structs
     from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
     from gguf_moe_kernels.cpu.library import KernelLibrary
-    from gguf_moe_kernels.cpu.target import Target
+    from gguf_moe_kernels.cpu.simd import TIER
     from gguf_moe_kernels.quants import GGMLType
-    from gguf_moe_kernels.ref import activations, matmul, ops
+    from gguf_moe_kernels.ref import activations, matmul, ops, quants
 
     library, rng = KernelLibrary(pathlib.Path(sys.argv[1])), np.random.default_rng(3)
 
@@ -28,22 +31,21 @@ SCRIPT = """if True:
         return hashlib.sha256(array.tobytes()).hexdigest()
 
     results = {}
-    for qtype in (GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.F16, GGMLType.F32):
-        rows = rng.integers(0, 256, (5, qtype.row_size(512)), np.uint8)
-        blocks = rows.reshape(5, -1, qtype.type_size)
+    for qtype, activation in ACTIVATION_FORMAT.items():
         if qtype is GGMLType.F32:
-            rows = rng.standard_normal((5, 512), np.float32).view(np.uint8)
+            rows = rng.standard_normal((37, 512), np.float32).view(np.uint8)
         else:
-            width = 4 if qtype is GGMLType.Q4_K else 2
-            halves = rng.uniform(-0.1, 0.1, (*blocks.shape[:2], width // 2)).astype(np.float16)
-            blocks[..., :width] = halves.view(np.uint8)
-        x = rng.standard_normal((3, 512), np.float32)
-        activation = ACTIVATION_FORMAT[qtype]
+            rows = rng.integers(0, 256, (500, qtype.row_size(768)), np.uint8)
+            rows = np.ascontiguousarray(rows[np.isfinite(quants.dequantize(qtype, rows)).all(axis=1)][:37])
+        n = rows.shape[1] // qtype.type_size * qtype.block_size
+        x = rng.standard_normal((6, n), np.float32)
         x = x if activation is ActivationFormat.F32 else activations.quantize(activation, x)
-        out = np.zeros((3, 5), np.float32)
-        row_size = rows.shape[1]
-        call(qtype.name.lower() + ".tile", rows, row_size, 5, 512, x, x.strides[0], 0, 3, out, 20)
-        results[qtype.name] = [digest(out), digest(matmul.tile(qtype, rows, x))]
+        expected = matmul.tile(qtype, rows, x)
+        for n_x in (1, 6):
+            out = np.zeros((n_x, len(rows)), np.float32)
+            name, row_size, stride = qtype.name.lower() + ".tile", rows.shape[1], out.strides[0]
+            call(name, rows, row_size, len(rows), n, x, x.strides[0], 0, n_x, out, stride)
+            results[f"{qtype.name}, {n_x} tokens"] = [digest(out), digest(expected[:n_x])]
 
     def op(name, struct, arguments):
         packed = np.zeros((), struct)
@@ -97,17 +99,49 @@ SCRIPT = """if True:
        {"x": x, "cache": out, "n": len(x), "n_past": past, "rows": np.array([1], np.int64)})
     with np.errstate(over="ignore"):
         results["f32 to f16"] = [digest(out), digest(x.astype(np.float16))]
-    print(json.dumps({"cpu": Target.host().cpu, "results": results}))
+    print(json.dumps({"tier": TIER.name, "results": results}))
 """
 
 
-@pytest.mark.parametrize("cpu", ["x86-64", "host"])
-def test_kernels_of_a_target_give_the_reference_bits(cpu, tmp_path, kernel_cache, run_python):
-    environment = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""} if cpu != "host" else {}
+AVX2 = "+avx2,+fma,+f16c,+bmi,+bmi2"
+TIERS = {
+    "PORTABLE": ("x86-64", ""),
+    "AVX2": ("x86-64", AVX2),
+    "AVX2_VNNI": ("x86-64", f"{AVX2},+avxvnni"),
+}
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_kernels_of_a_lower_tier_give_the_reference_bits(tier, tmp_path, run_python):
+    cpu, features = TIERS[tier]
+    has = {name for name, there in llvm.get_host_cpu_features().items() if there}
+    missing = {feature.removeprefix("+") for feature in features.split(",") if feature} - has
+    if missing:
+        pytest.skip(f"this CPU lacks {missing}")
     out = json.loads(
-        run_python(SCRIPT, tmp_path if environment else kernel_cache, timeout=120, **environment)
+        run_python(SCRIPT, tmp_path, timeout=300, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features)
     )
-    if environment:
-        assert out["cpu"] == cpu
-    wrong = [name for name, (kernel, reference) in out["results"].items() if kernel != reference]
-    assert not wrong
+    assert out["tier"] == tier
+    assert not [name for name, (kernel, reference) in out["results"].items() if kernel != reference]
+
+
+def test_kernels_of_this_cpu_give_the_reference_bits(kernel_cache, run_python):
+    out = json.loads(run_python(SCRIPT, kernel_cache, timeout=300))
+    assert not [name for name, (kernel, reference) in out["results"].items() if kernel != reference]
+
+
+@pytest.mark.parametrize(
+    ("features", "tier"),
+    [
+        ("", "PORTABLE"),
+        ("+avx", "PORTABLE"),
+        ("+avx512vnni,+avx512bw", "PORTABLE"),
+        ("+avx2", "AVX2"),
+        ("+avx2,+avx512bw,+avx512vl", "AVX2"),
+        ("+avx2,+avx512bw,+avx512vl,-avx512vnni", "AVX2"),
+        ("+avx2,+avxvnni", "AVX2_VNNI"),
+        ("+avx2,+avx512bw,+avx512vl,+avx512vnni", "AVX512"),
+    ],
+)
+def test_a_tier_needs_all_its_features(features, tier):
+    assert Tier.of(set(features.split(","))).name == tier
