@@ -24,7 +24,7 @@ OUTLINE = [
 ]
 GOOD = [" He had a ball.", 'I cannot find my ball."', " Tom was happy."]
 PROMPT = Prompt("Write a short story about a shy cat named Tom.", OUTLINE, ("Tom", "Lily"))
-SIMPLE = frozenset(words_of(" ".join([*OUTLINE, *GOOD, "happy my cannot dog you she"])))
+SIMPLE = frozenset(words_of(" ".join([*OUTLINE, *GOOD, "happy my cannot dog you she an umbrella"])))
 
 
 def chosen(*gaps: str, logp: float = -1.0) -> str | None:
@@ -58,6 +58,13 @@ def test_what_smollm2_finds_unlikely_is_left_out() -> None:
     text = chosen(*GOOD, logp=-3.0)
     assert text is not None
     assert not any(gap in text for gap in GOOD)
+
+
+def test_what_has_nothing_to_do_with_the_outline_is_left_out_but_for_the_first_sentence() -> None:
+    text = chosen(" He had an umbrella.", GOOD[1], " Tom had an umbrella.")
+    assert text is not None
+    assert " He had an umbrella." in text
+    assert " Tom had an umbrella." not in text
 
 
 def test_half_a_sentence_goes_with_its_bad_end() -> None:

@@ -92,7 +92,8 @@ class Judge:
             told = words_of(QUOTATION.sub(" ", sentence))
             if not told or not NOT_TOLD.isdisjoint(told):
                 return False
-        is_first = not SENTENCE_END.search(before.strip()[:-1])
+        # The first sentence tells who the hero is, in words that need not come back.
+        is_first = not re.search(r"[.!?]\"?\s", before)
         return (is_first or self._is_on_topic(words, is_free)) and self._is_new(words, words_of(before))
 
     def _are_known(self, sentence: str, words: list[str], before: str) -> bool:
