@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Make the bundled demo model again, from the text to the quantized file.
 
-  train_demo.py sample DIR SMOLLM2     texts by SmolLM2-135M-Instruct (GPU, 3 minutes)
-  train_demo.py collect DIR SMOLLM2    the good ones, each once: train.txt and held-out.txt
-  train_demo.py vocabulary DIR         a byte-level BPE vocabulary of 4096 tokens
-  train_demo.py train DIR              the mixture of experts (GPU, 1 minute)
+  train_demo.py sample DIR SMOLLM2     SmolLM2-135M-Instruct writes into outlines (GPU)
+  train_demo.py collect DIR            the good texts, each once: train.txt and held-out.txt
+  train_demo.py vocabulary DIR         a byte-level BPE vocabulary of at most 4096 tokens
+  train_demo.py train DIR              the mixture of experts (GPU)
   train_demo.py export DIR             demo.F32.gguf and demo.gguf (Q4_K_M, by llama.cpp)
   train_demo.py plot DIR               demo-training.png
 
-DIR holds all results; a stage needs those of the stages before it, and `sample` goes on where it stopped.
-SMOLLM2 is the file that `make_model.py smollm2` writes. Packages: gguf and numpy always; torch and tokenizers
-to sample and train; llama-cpp-python to export; matplotlib to plot. The commands were run on one NVIDIA H200.
+DIR holds all results; a stage needs those of the stages before it. `sample` and `train` stop after --seconds
+and go on there when they are called again. SMOLLM2 is the file that `make_model.py smollm2` writes.
+Packages: the project, gguf and numpy always; torch to sample; torch and tokenizers to train; tokenizers for
+the vocabulary; torch and llama-cpp-python to export; matplotlib to plot.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def main() -> None:
     p.add_argument("dir", type=Path, metavar="DIR")
     p.add_argument("smollm2", type=Path, nargs="?", metavar="SMOLLM2")
     p.add_argument("--device", default="cuda", help="cuda (the default) or cpu")
-    p.add_argument("--seconds", type=float, default=170, help="of sampling, or at most of training (170)")
+    p.add_argument("--seconds", type=float, default=240, help="of sampling, or at most of training (240)")
     p.add_argument("--batch", type=int, default=4096, help="texts sampled at once (4096)")
-    p.add_argument("--epochs", type=int, default=7, help="of training (7)")
+    p.add_argument("--tokens", type=float, default=700e6, help="to train on, with repetitions (700e6)")
     args = p.parse_args()
-    if args.stage in ("sample", "collect") and args.smollm2 is None:
-        raise SystemExit(f"{args.stage} needs SMOLLM2, the file of the model that writes the text")
+    if args.stage == "sample" and args.smollm2 is None:
+        raise SystemExit("sample needs SMOLLM2, the file of the model that writes the text")
     run(args)
 
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         if args.stage == "sample":
             text.sample(args.smollm2, folder / "text", args.device, args.seconds, args.batch, SEED)
         else:
-            text.collect(args.smollm2, folder / "text", train_text, held_out, SEED)
+            text.collect(folder / "text", train_text, held_out, SEED)
     elif args.stage == "vocabulary":
         from demo.vocabulary import make_vocabulary
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.stage == "train":
         from demo.train import train
 
-        train(train_text, held_out, vocabulary, folder, args.device, args.epochs, args.seconds, SEED)
+        train(train_text, held_out, vocabulary, folder, args.device, args.tokens, args.seconds, SEED)
     elif args.stage == "export":
         from demo.export import export
 

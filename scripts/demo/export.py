@@ -18,8 +18,8 @@ DESCRIPTION = (
     "It shows gguf-moe at work; it knows nothing."
 )
 SOURCE = (
-    "Trained from scratch on stories and dialogues written by SmolLM2-135M-Instruct "
-    "(HuggingFaceTB, Apache-2.0) for prompts of this project; see scripts/train_demo.py."
+    "Trained from scratch on stories along outlines of this project, in which SmolLM2-135M-Instruct "
+    "(HuggingFaceTB, Apache-2.0) wrote sentences; see docs/demo-model.md and scripts/train_demo.py."
 )
 SMOLLM2_URL = "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -32,7 +32,7 @@ def add_metadata(writer: GGUFWriter, sizes: Sizes) -> None:
     writer.add_languages(["en"])
     writer.add_tags(["text-generation", "mixture-of-experts", "stories"])
     writer.add_dataset_count(1)
-    writer.add_dataset_name(0, "SmolLM2 stories")
+    writer.add_dataset_name(0, "Stories with sentences by SmolLM2")
     writer.add_dataset_description(0, SOURCE)
     writer.add_dataset_url(0, SMOLLM2_URL)
     writer.add_file_type(LlamaFileType.ALL_F32)
@@ -74,18 +74,13 @@ def export(checkpoint: Path, vocabulary: Path, f32: Path, q4_k_m: Path) -> None:
 
     weights = {k: w.float().numpy() for k, w in torch.load(checkpoint, weights_only=True).items()}
     writer = GGUFWriter(f32, "llama")
-    n_layer = 1 + max(int(k.split("-")[1]) for k in weights if k.startswith("blk-"))
-    n_vocab, n_embd = weights["token_embd"].shape
+    n_layer = 1 + max(int(k.split(".")[1]) for k in weights if k.startswith("blk."))
+    n_vocab, n_embd = weights["token_embd.weight"].shape
     add_metadata(writer, Sizes(n_vocab=n_vocab, n_embd=n_embd, n_layer=n_layer))
     if add_vocabulary(writer, vocabulary) != n_vocab:
         raise SystemExit(f"{vocabulary}: the checkpoint has another vocabulary of {n_vocab} tokens")
     tensors = [
-        Tensor(
-            f"{name.replace('-', '.')}.weight",
-            w.shape,
-            GGMLQuantizationType.F32,
-            partial(np.ascontiguousarray, w),
-        )
+        Tensor(name, w.shape, GGMLQuantizationType.F32, partial(np.ascontiguousarray, w))
         for name, w in weights.items()
     ]
     write_tensors(writer, tensors)

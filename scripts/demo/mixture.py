@@ -48,87 +48,104 @@ class Mixture(nn.Module):
         s = self.sizes = sizes
         self.dropout = dropout
         self.quantize = False
+        self.trained_block = self.block  # may be replaced by a compiled one
         n_q, n_kv = s.n_head * s.n_embd_head, s.n_head_kv * s.n_embd_head
         shapes: dict[str, tuple[int, ...]] = {"token_embd": (s.n_vocab, s.n_embd), "output_norm": (s.n_embd,)}
-        for il in range(s.n_layer):
-            block = {
-                "attn_norm": (s.n_embd,),
-                "attn_q": (n_q, s.n_embd),
-                "attn_k": (n_kv, s.n_embd),
-                "attn_v": (n_kv, s.n_embd),
-                "attn_output": (s.n_embd, n_q),
-                "ffn_norm": (s.n_embd,),
-                "ffn_gate_inp": (s.n_expert, s.n_embd),
-                "ffn_gate_exps": (s.n_expert, s.n_ff, s.n_embd),
-                "ffn_up_exps": (s.n_expert, s.n_ff, s.n_embd),
-                "ffn_down_exps": (s.n_expert, s.n_embd, s.n_ff),
-            }
-            shapes |= {f"blk-{il}-{name}": shape for name, shape in block.items()}
+        blocks = {
+            "attn_norm": (s.n_embd,),
+            "attn_q": (n_q, s.n_embd),
+            "attn_k": (n_kv, s.n_embd),
+            "attn_v": (n_kv, s.n_embd),
+            "attn_output": (s.n_embd, n_q),
+            "ffn_norm": (s.n_embd,),
+            "ffn_gate_inp": (s.n_expert, s.n_embd),
+            "ffn_gate_exps": (s.n_expert, s.n_ff, s.n_embd),
+            "ffn_up_exps": (s.n_expert, s.n_ff, s.n_embd),
+            "ffn_down_exps": (s.n_expert, s.n_embd, s.n_ff),
+        }
+        # One parameter holds all layers: a step of the optimizer is a few large operations.
         self.weights = nn.ParameterDict({name: self._start(name, shape) for name, shape in shapes.items()})
+        self.blocks = nn.ParameterDict(
+            {name: self._start(name, (s.n_layer, *shape)) for name, shape in blocks.items()}
+        )
         turns = s.rope_freq_base ** (-torch.arange(0, s.n_embd_head, 2) / s.n_embd_head)
         angles = torch.outer(torch.arange(s.n_ctx_train), turns)
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
 
     def _start(self, name: str, shape: tuple[int, ...]) -> nn.Parameter:
-        if len(shape) == 1:
+        if "norm" in name:
             return nn.Parameter(torch.ones(shape))
         std = 0.02
         if "attn_output" in name or "ffn_down" in name:
             std /= (2 * self.sizes.n_layer) ** 0.5
         return nn.Parameter(torch.randn(shape) * std)
 
-    def _weight(self, name: str, il: int | None = None) -> Tensor:
-        w = self.weights[name if il is None else f"blk-{il}-{name}"]
-        return rounded(w, QUANTIZED_BITS[name]) if self.quantize and name in QUANTIZED_BITS else w
+    def layers(self) -> list[dict[str, Tensor]]:
+        """Each layer's weights by name, rounded when `quantize` is set."""
+        stacks = dict(self.blocks)
+        if self.quantize:
+            stacks |= {name: rounded(stacks[name], bits) for name, bits in QUANTIZED_BITS.items()}
+        parts = {name: stack.unbind(0) for name, stack in stacks.items()}
+        return [{name: part[il] for name, part in parts.items()} for il in range(self.sizes.n_layer)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights by the names that GGUF has."""
+        named = {f"{name}.weight": w for name, w in self.weights.items()}
+        for name, stack in self.blocks.items():
+            named |= {f"blk.{il}.{name}.weight": w for il, w in enumerate(stack)}
+        return {name: w.detach() for name, w in named.items()}
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Logits [b, n, n_vocab]; router logits [b * n, n_expert] and chosen ids per layer."""
+        """Normed outputs [b, n, n_embd]; router logits [b * n, n_expert] and chosen ids per layer."""
         s = self.sizes
         x = F.embedding(tokens, self.weights["token_embd"])
         routers: list[Tensor] = []
         chosen: list[Tensor] = []
-        for il in range(s.n_layer):
-            h = F.rms_norm(x, (s.n_embd,), self._weight("attn_norm", il), s.eps)
-            x = x + F.dropout(self._attention(h, il), self.dropout, self.training)
-            h = F.rms_norm(x, (s.n_embd,), self._weight("ffn_norm", il), s.eps)
-            out, router, ids = self._experts(h, il)
-            x = x + F.dropout(out, self.dropout, self.training)
+        block = self.trained_block if self.training else self.block
+        for weights in self.layers():
+            x, router, ids = block(x, weights)
             routers.append(router)
             chosen.append(ids)
-        x = F.rms_norm(x, (s.n_embd,), self.weights["output_norm"], s.eps)
-        return x @ self.weights["token_embd"].T, routers, chosen
+        return F.rms_norm(x, (s.n_embd,), self.weights["output_norm"], s.eps), routers, chosen
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits [..., n_vocab]; the embedding is used again."""
+        return x @ self.weights["token_embd"].T
+
+    def block(self, x: Tensor, w: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """One layer on [b, n, n_embd]: its output, router logits [b * n, n_expert], ids [b * n, used]."""
+        s = self.sizes
+        h = F.rms_norm(x, (s.n_embd,), w["attn_norm"], s.eps)
+        x = x + F.dropout(self._attention(h, w), self.dropout, self.training)
+        h = F.rms_norm(x, (s.n_embd,), w["ffn_norm"], s.eps)
+        out, router, ids = self._experts(h, w)
+        return x + F.dropout(out, self.dropout, self.training), router, ids
 
     def _rope(self, x: Tensor) -> Tensor:
         """Neighbouring elements are turned, as GGUF's llama files want it; x is [b, head, n, n_embd_head]."""
         cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
-        a, b = x[..., 0::2], x[..., 1::2]
+        a, b = x[..., 0::2].float(), x[..., 1::2].float()
         return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)
 
-    def _attention(self, h: Tensor, il: int) -> Tensor:
+    def _attention(self, h: Tensor, w: dict[str, Tensor]) -> Tensor:
         b, n, _ = h.shape
         q, k, v = (
-            (h @ self._weight(f"attn_{c}", il).T).view(b, n, -1, self.sizes.n_embd_head).transpose(1, 2)
-            for c in "qkv"
+            (h @ w[f"attn_{c}"].T).view(b, n, -1, self.sizes.n_embd_head).transpose(1, 2) for c in "qkv"
         )
-        q, k = self._rope(q), self._rope(k)
-        repeats = self.sizes.n_head // self.sizes.n_head_kv
-        k, v = (t.repeat_interleave(repeats, 1) for t in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return out.transpose(1, 2).reshape(b, n, -1) @ self._weight("attn_output", il).T
+        out = F.scaled_dot_product_attention(self._rope(q), self._rope(k), v, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2).reshape(b, n, -1) @ w["attn_output"].T
 
-    def _experts(self, h: Tensor, il: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _experts(self, h: Tensor, w: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         s = self.sizes
         flat = h.reshape(-1, s.n_embd)
         with torch.autocast(h.device.type, enabled=False):
-            router = flat.float() @ self._weight("ffn_gate_inp", il).T
+            router = flat.float() @ w["ffn_gate_inp"].T
         top, ids = router.softmax(-1).topk(s.n_expert_used, -1)
         mix = torch.zeros_like(router).scatter(1, ids, top / top.sum(-1, keepdim=True))
-        gate, up = (
-            flat @ self._weight(f"ffn_{role}_exps", il).reshape(-1, s.n_embd).T for role in ("gate", "up")
-        )
+        gate, up = (flat @ w[f"ffn_{role}_exps"].reshape(-1, s.n_embd).T for role in ("gate", "up"))
         hidden = (F.silu(gate) * up).view(-1, s.n_expert, s.n_ff) * mix.to(gate.dtype)[..., None]
-        down = self._weight("ffn_down_exps", il).transpose(0, 1).reshape(s.n_embd, -1)
+        down = w["ffn_down_exps"].transpose(0, 1).reshape(s.n_embd, -1)
         return (hidden.flatten(1) @ down.T).view_as(h), router, ids
 
 

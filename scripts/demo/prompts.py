@@ -1,167 +1,172 @@
-"""What SmolLM2 is asked to write: children's stories and short dialogues about varied things.
+"""What SmolLM2 is asked to write, and the words that it gets: short stories and dialogues.
 
-Each prompt gives the first words of the answer as well, so that the texts begin in many ways.
+A prompt is a question and an outline. The outline's sentences are given; where it has a gap, SmolLM2 writes
+one sentence. So the plot holds together, and names and pronouns fit.
+
+Outlines are in plots.txt and dialogues.txt, divided by blank lines. There `_` is a gap: after a whole
+sentence for a new one, after half a sentence for its end. `(a|b)` is one of both at random. `{H}` is the
+hero, `{he}` and so on are the hero's pronouns. `{F}` is the friend; `{friend}` says who that is, too.
 """
 
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 
 class Prompt(NamedTuple):
-    """`text` is SmolLM2's chat format and ends with `opening`, which belongs to the written text."""
+    """`question` is the user's turn. `parts` are the given pieces of the text; between them are the gaps."""
 
-    text: str
-    opening: str
-    is_dialogue: bool
+    question: str
+    parts: list[str]
+    names: tuple[str, ...]
 
 
 GIRLS = (
     "Anna Clara Daisy Emma Grace Ivy Kate Lily Lucy Mia Nora Penny Rosie Ruby Sara Sophie Zoe Alice "
-    "Bella Ella "
-    "Eva Hannah Jane Julia Lena Luna Mary Molly Olive Polly Rose Sally Susan Tara"
+    "Bella Ella Eva Hannah Jane Julia Lena Luna Mary Molly Olive Polly Rose Sally Susan Tara"
 ).split()
 BOYS = (
-    "Ben Finn Hugo Jack Leo Max Milo Oscar Owen Sam Theo Tim Toby Tom Fred George Henry John Mark "
-    "Nick Oliver "
-    "Paul Peter Will Jim Bob Dan Luke Noah Jake Adam Eric Ray Ted"
+    "Ben Finn Hugo Jack Leo Max Milo Oscar Owen Sam Theo Tim Toby Tom Fred George Henry John Mark Nick "
+    "Oliver Paul Peter Will Jim Bob Dan Luke Noah Jake Adam Eric Ray Ted"
 ).split()
-WOMEN = ("girl", "girl", "queen", "princess", "teacher", "baker", "woman")
-MEN = ("boy", "boy", "farmer", "king", "fisherman", "painter", "man")
+WOMEN = ("girl", "girl", "girl", "princess", "baker", "woman", "farmer")
+MEN = ("boy", "boy", "boy", "prince", "farmer", "fisherman", "man")
 ANIMALS = (
-    "bear cat chicken cow crab deer dog donkey dragon duck elephant fish fox frog goat hedgehog horse kitten "
-    "lion monkey mouse owl panda parrot penguin pig pony puppy rabbit robin sheep snail spider "
-    "squirrel tiger "
-    "turtle whale wolf bee butterfly"
+    "bear cat chicken cow crab deer dog donkey dragon duck elephant fox frog goat hedgehog horse kitten "
+    "lion monkey mouse owl panda parrot penguin pig pony puppy rabbit robin sheep snail squirrel tiger "
+    "turtle wolf"
 ).split()
+RELATIVES = {
+    True: ("sister", "aunt", "cousin", "neighbor"),
+    False: ("brother", "uncle", "cousin", "neighbor"),
+}
+KINDS = frozenset((*WOMEN, *MEN, *ANIMALS))
 TRAITS = (
-    "little young old brave shy happy lonely curious clever lazy kind funny small hungry proud sleepy quiet "
-    "playful gentle grumpy tiny careful noisy friendly"
+    "little young old brave shy happy lonely curious clever lazy kind funny small hungry proud sleepy "
+    "quiet playful gentle grumpy tiny careful noisy friendly"
 ).split()
 PLACES = (
-    "a green forest|a small village|a quiet farm|a big city|a sunny beach|a snowy mountain|a deep valley|"
-    "a garden full of flowers|an old castle|a house by the sea|a little island|a wide river|a busy market|"
-    "a school on a hill|a dark cave|a meadow|a cottage in the woods|a small pond|a train station|a bakery|"
-    "a library|a lighthouse|a tree house|a harbor|an apple orchard|a park|a toy shop|a ship"
+    "the forest|the village|the garden|the meadow|the valley|the park|the old castle|the apple orchard|"
+    "the harbor|the woods|the big field|the old mill|the hills|the green valley|the beach|the little wood"
 ).split("|")
-OBJECTS = (
-    "a red ball|a lost key|a blue kite|a warm blanket|a magic stone|a big cake|an old book|a wooden boat|"
-    "a shiny coin|a yellow hat|a broken toy|a basket of apples|a letter|a little bell|a lantern|a map|"
-    "a golden feather|a paper plane|a bicycle|a drum|a pair of boots|a puzzle|a snowman|a seed|a violin|"
-    "a rainbow|a star|a bridge|an umbrella|a clock|a box of paints|a cookie|a swing|a nest|a jar of honey"
+HOMES = (
+    "a green forest|a small village|a big city|a snowy mountain|a deep valley|"
+    "a house by the sea|a house on an island|a house on a hill|a meadow|a cottage in the woods|"
+    "a tree house|an old castle|a lighthouse|a small town|a house with a red roof"
 ).split("|")
-EVENTS = (
-    "there is a storm|someone gets lost|a new friend comes|something is stolen and given back|"
-    "it is a birthday|"
-    "they plant a tree|they find a treasure|someone is afraid of the dark|they help a stranger|"
-    "someone learns to swim|the first snow falls|a secret door opens|they build something together|"
-    "someone tells a lie and is sorry|there is a race|a baby is born|someone is sick and gets well|"
-    "they cook a meal|they share food|they say goodbye|someone cannot sleep|they put on a show|"
-    "a promise is kept|they go on a picnic|a wish comes true|someone makes a mistake|they look at the stars"
+TOYS = (
+    "red ball|blue kite|wooden boat|yellow hat|little bell|golden feather|paper plane|drum|warm blanket|"
+    "toy train|silver key|music box|red scarf|shiny coin|toy horse|picture book|magic stone|"
+    "box of paints|teddy bear|umbrella|lantern|puzzle|green marble|pair of boots|straw basket"
 ).split("|")
-MORALS = (
-    "to share|to be brave|to tell the truth|to be kind|to be patient|to ask for help|to try again|"
-    "to listen|to say sorry|to work together|to be careful|to be thankful|to keep a promise|to be yourself"
-).split("|")
-TOPICS = (
-    "the weather|what to eat for breakfast|a lost cat|a trip to the beach|a birthday present|a new school|"
-    "the garden|a funny dream|a broken window|a book|the moon|a picnic|the snow|a football game|baking bread|"
-    "an old bicycle|a letter from a friend|the zoo|a song|going to bed|a rainy day|a little brother|"
-    "the market|a surprise|painting a picture|a train ride|a scary noise|planting beans|sharing a toy"
+FOODS = (
+    "apple pie|chocolate cake|loaf of bread|bowl of honey|jar of jam|basket of berries|bag of nuts|"
+    "cookie|melon|piece of cheese|plate of pancakes|sandwich|bag of candy|plum cake|bowl of cherries"
 ).split("|")
 OPENINGS = (
-    "Once upon a time, there was a {trait} {who} named {name}.",
-    "Once upon a time, in {place}, there lived a {trait} {who} named {name}.",
-    "Once upon a time, a {trait} {who}",
-    "There was once a {trait} {who} who lived in {place}.",
-    "One day, {name} the {who}",
-    "One {when}, a {trait} {who} named {name}",
-    "{name} was a {trait} {who}.",
-    "{name} the {who} lived in {place}.",
-    "Long ago, in {place},",
-    "In {place}, there lived a {trait} {who}",
-    "It was a {weather} {when}, and {name}",
-    "The {trait} {who}",
-    "Every {when}, {name} the {who}",
-    "{name} and {friend}",
-    "One {weather} {when}, {name} and {friend}",
-    "{name} had {thing}.",
+    "Once upon a time, there was a {trait} {who} named {H}._",
+    "Once upon a time, there was a {trait} {who} named {H}. {He} lived in {home}._",
+    "Once upon a time, in {home}, there lived a {trait} {who} named {H}._",
+    "Once upon a time, a {trait} {who} named {H} lived in {home}._",
+    "Once upon a time,_",
+    "Once upon a time_",
+    "There was once a {trait} {who} named {H} who lived in {home}._",
+    "Long ago, in {home}, there lived a {trait} {who} named {H}._",
+    "Long ago, there was a {trait} {who} named {H}._",
+    "In {home}, there lived a {trait} {who} named {H}._",
+    "{H} was a {trait} {who}._",
+    "{H} was a {trait} {who} who lived in {home}._",
+    "{H} the {who} lived in {home}._",
+    "{H} and {friend} lived in {home}._",
+    "{H} and {friend} were (good|best) friends._",
+    "One {weather} {when}, a {trait} {who} named {H}_",
+    "One {weather} {when}, {H} the {who}_",
+    "One {weather} {when}, {H} and {friend}_",
+    "It was a {weather} {when}, and {H} the {who}_",
+    "The {trait} {who} was called {H}._",
+    "Every {when}, {H} the {who}_",
+    "{H} had a {toy}._",
 )
-WHEN = ("morning", "evening", "summer day", "winter day", "night", "afternoon", "spring morning")
-WEATHER = ("sunny", "rainy", "cold", "warm", "windy", "quiet", "snowy", "bright")
-FIRST_LINES = (
-    "Good morning, {friend}!",
-    "Hello, {friend}. How are you today?",
-    "{friend}, where are you going?",
-    "Look, {friend}! What is that?",
-    "Can I ask you something, {friend}?",
-    "I have a question, {friend}.",
-    "Do you want to play with me, {friend}?",
-    "Guess what happened today, {friend}!",
+WHEN = ("morning", "evening", "summer day", "winter day", "afternoon", "spring morning")
+WEATHER = ("sunny", "rainy", "cold", "warm", "windy", "quiet", "bright")
+QUESTIONS = (
+    "Write a short story for children about a {trait} {who} named {H}.",
+    "Tell me a short story about a {trait} {who} named {H} and {friend}.",
+    "Write a bedtime story about a {trait} {who} named {H}.",
+    "Tell me a simple story about {H} the {who}.",
 )
-
-REQUESTS = (
-    "Write a short story for children about a {trait} {who} named {name}.",
-    "Tell me a short story about a {trait} {who} named {name}.",
-    "Write a bedtime story about a {trait} {who} named {name}.",
-    "Tell me a fairy tale about a {trait} {who} named {name}.",
-)
+_FOLDER = Path(__file__).parent
+PLOTS = [" ".join(p.split("\n")) for p in (_FOLDER / "plots.txt").read_text("utf-8").strip().split("\n\n")]
+DIALOGUES = (_FOLDER / "dialogues.txt").read_text("utf-8").strip().split("\n\n")
+DIALOGUE_SHARE = 0.06
+CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
 
 
-def make_prompts(n: int, seed: int, dialogue_share: float = 0.1) -> list[Prompt]:
+def make_prompts(n: int, seed: int) -> list[Prompt]:
     """n prompts. The same seed gives the same prompts."""
     rng = random.Random(seed)
-    return [_dialogue(rng) if rng.random() < dialogue_share else _story(rng) for _ in range(n)]
+    return [_prompt(rng) for _ in range(n)]
 
 
-def _story(rng: random.Random) -> Prompt:
-    is_girl = rng.random() < 0.5
-    name, friend = rng.choice(GIRLS if is_girl else BOYS), rng.choice(BOYS if is_girl else GIRLS)
-    words = {
-        "name": name,
+def _prompt(rng: random.Random) -> Prompt:
+    words = _words(rng)
+    if rng.random() < DIALOGUE_SHARE:
+        question = "Write a short dialogue between {H} and {F}."
+        outline = _chosen(rng.choice(DIALOGUES), rng)
+    else:
+        question = rng.choice(QUESTIONS)
+        opening, plot = (_chosen(rng.choice(texts), rng) for texts in (OPENINGS, PLOTS))
+        outline = opening + rng.choice((" ", " ", "\n")) + _with_fewer_gaps(plot, rng)
+    question, outline = (_with_articles(t.format(**words)) for t in (question, outline))
+    # The blank before a gap is SmolLM2's to write: it belongs to its next token.
+    return Prompt(question, re.split(r" ?_", outline), (words["H"], words["F"]))
+
+
+def _words(rng: random.Random) -> dict[str, str]:
+    is_girl, f_is_girl = rng.random() < 0.5, rng.random() < 0.5
+    name = rng.choice(GIRLS if is_girl else BOYS)
+    other = rng.choice([n for n in (GIRLS if f_is_girl else BOYS) if n != name])
+    is_animal = rng.random() < 0.5
+    his = "her" if is_girl else "his"
+    kind = rng.choice(ANIMALS if is_animal else RELATIVES[f_is_girl])
+    friend = f"{other} the {kind}" if is_animal else f"{his} {kind} {other}"
+    if rng.random() < 0.4:
+        friend = f"{his} friend {other}"
+    return {
+        "H": name,
+        "F": other,
+        "he": "she" if is_girl else "he",
+        "He": "She" if is_girl else "He",
+        "his": his,
+        "His": his.capitalize(),
+        "him": "her" if is_girl else "him",
+        "fhis": "her" if f_is_girl else "his",
         "friend": friend,
-        "who": rng.choice(ANIMALS if rng.random() < 0.5 else WOMEN if is_girl else MEN),
+        "Friend": friend[0].upper() + friend[1:],
+        "who": rng.choice(ANIMALS if is_animal else WOMEN if is_girl else MEN),
         "trait": rng.choice(TRAITS),
         "place": rng.choice(PLACES),
-        "thing": rng.choice(OBJECTS),
+        "home": rng.choice(HOMES),
+        "toy": rng.choice(TOYS),
+        "food": rng.choice(FOODS),
         "when": rng.choice(WHEN),
         "weather": rng.choice(WEATHER),
     }
-    opening = _with_articles(rng.choice(OPENINGS).format(**words))
-    more = (
-        "It happens in {place}.",
-        "There is {thing} in it.",
-        "{friend} is in it too.",
-        f"In the story, {rng.choice(EVENTS)}.",
-        f"In the end, they learn {rng.choice(MORALS)}.",
-    )
-    asked = f"{rng.choice(REQUESTS)} {rng.choice(more) if rng.random() < 0.7 else ''}".strip()
-    question = _with_articles(asked.format(**words))
-    return Prompt(_chat(question, opening), opening, False)
 
 
-def _dialogue(rng: random.Random) -> Prompt:
-    name, friend = rng.sample(GIRLS + BOYS, 2)
-    question = f"Write a short dialogue between {name} and {friend} about {rng.choice(TOPICS)}."
-    opening = f"{name}:"
-    if rng.random() < 0.4:
-        opening += " " + rng.choice(FIRST_LINES).format(friend=friend)
-    return Prompt(_chat(question, opening), opening, True)
+def _chosen(text: str, rng: random.Random) -> str:
+    """The text with one of each `(a|b)`."""
+    return CHOICE.sub(lambda match: rng.choice(match[1].split("|")), text)
+
+
+def _with_fewer_gaps(plot: str, rng: random.Random) -> str:
+    """The plot without some of the gaps between whole sentences, so that lengths differ."""
+    return re.sub(r" _(?=[ ]|$)", lambda _: rng.choice(("", " _", " _")), plot)
 
 
 def _with_articles(text: str) -> str:
     """ "a old owl" becomes "an old owl"."""
-    words = text.split(" ")
-    for i, word in enumerate(words[:-1]):
-        if word in ("a", "A") and words[i + 1][0] in "aeio":
-            words[i] = word + "n"
-    return " ".join(words)
-
-
-def _chat(question: str, opening: str) -> str:
-    """SmolLM2's own template, with its own system message: it writes best so."""
-    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    turns = (("system", system), ("user", question))
-    shown = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
-    return f"{shown}<|im_start|>assistant\n{opening}"
+    return re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text)

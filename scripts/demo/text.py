@@ -1,149 +1,139 @@
-"""Stage `text`: stories and dialogues written by SmolLM2-135M-Instruct, deduplicated and filtered."""
+"""Stages `sample` and `collect`: SmolLM2-135M-Instruct writes stories, the good ones stay."""
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache, lru_cache, partial
+from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-
-from demo.prompts import make_prompts
+from demo.choose import WORD, choose, words_of
+from demo.prompts import Prompt, make_prompts
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.text.tokenizer import Tokenizer, build_tokenizer
 
-TEMPERATURE, MIN_P = 0.7, 0.08
+TEMPERATURE, MIN_P = 0.7, 0.1
+N_CTX = 320
+CHUNK = 1024  # prompts of one seed
+N_AHEAD = 48  # chunks of prompts that are made ahead
+N_SIMPLE = 1000  # words that SmolLM2 may use; the outlines' words come on top
 HELD_OUT_BYTES = 200_000
-N_PROMPT, MAX_WORDS = 80, 140
-WINDOW, MIN_VARIETY = 40, 0.58
-"""Of so many words in a row, such a share must be different; a text ends where it begins to ramble."""
-META = re.compile(
-    r"as an ai|language model|assistant|here is|here's|note:|title:|the end\b|dialogue|stor(?:y|ies)\b|moral|"
-    r"http|chapter|example|version|character|conversation|simple words|scene|narrat|sentence|prompt|teaches",
-    re.IGNORECASE,
-)
-ALLOWED = re.compile(r"[A-Za-z0-9 \n.,!?;:'\"()-]+")
-TYPOGRAPHY = str.maketrans(
-    {
-        "\u2019": "'",
-        "\u2018": "'",
-        "\u201c": '"',
-        "\u201d": '"',
-        "\u2026": "...",
-        "\u2013": "-",
-        "\u2014": "-",
-    }
-)
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # its own template's
+HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
+GAP, END = -1, -2  # in a script: SmolLM2 writes a sentence; the text is finished
+WRITABLE = re.compile(r"[A-Za-z ,.!?'\"-]*[A-Za-z,.!?'\"]")
+ENDS = re.compile(r"[.!?]\"?$")
 
 
-def sample(smollm2: Path, folder: Path, device: str, seconds: float, batch: int, seed: int) -> None:
-    """Sample for so many seconds. Every batch is a file in `folder`, so a second call goes on."""
-    import torch
-
-    from demo.sampler import MAX_NEW_TOKENS, Sampler
-
-    start = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = smollm2_tokenizer(smollm2)
-    end_of_text, end_of_turn = (tokenizer.encode(t, bos=False)[0] for t in ("<|endoftext|>", "<|im_end|>"))
-    sampler = Sampler(smollm2, device, N_PROMPT + MAX_NEW_TOKENS, batch)
-    i = len(list(folder.glob("*.npy")))
-    while time.monotonic() - start < seconds:
-        began = time.monotonic()
-        torch.manual_seed(seed + i)
-        prompts = [tokenizer.encode(p.text, bos=False)[-N_PROMPT:] for p in make_prompts(batch, seed + i)]
-        # In front stands what divides documents in SmolLM2's own training text, so no mask is needed.
-        padded = [[end_of_text] * (N_PROMPT - len(ids)) + ids for ids in prompts]
-        new = sampler.generate(torch.tensor(padded, device=device), end_of_turn, TEMPERATURE, MIN_P)
-        np.save(folder / f"{i:03}.npy", new.to(torch.int32).cpu().numpy())
-        print(f"batch {i}: {new.shape[0]} texts, {new.shape[1]} steps, {time.monotonic() - began:.1f} s")
-        i += 1
-
-
+@cache
 def smollm2_tokenizer(path: Path) -> Tokenizer:
     with open_checkpoint(path) as checkpoint:
         return build_tokenizer(checkpoint.metadata)
 
 
-def clean(text: str, is_dialogue: bool) -> str | None:
-    """The good beginning of a text, with plain quotes and single newlines.
-
-    It ends before the first sentence that speaks about the text or repeats an earlier one. None if too
-    little is left.
-    """
-    text = re.sub(r"[ \t]+", " ", text.translate(TYPOGRAPHY))
-    text = re.sub(r" *\n\s*", "\n", text).strip()
-    pieces = text.splitlines(keepends=True) if is_dialogue else SENTENCE.findall(text)
-    speakers = {piece.partition(":")[0] for piece in pieces[:2]}
-    seen: set[tuple[str, ...]] = set()
-    kept: list[str] = []
-    so_far: list[str] = []
-    for piece in pieces:
-        words = plain_words(piece)
-        grams = set(_ngrams(words, 7)) | ({tuple(words)} if len(words) > 2 else set())
-        is_line = piece.partition(":")[0] in speakers if is_dialogue else ": " not in piece
-        is_sentence = piece.rstrip().endswith((".", "!", "?", '"'))
-        if (
-            sum(len(k.split()) for k in kept) > MAX_WORDS
-            or not is_line
-            or not is_sentence
-            or not ALLOWED.fullmatch(piece)
-            or META.search(piece)
-        ):
-            break
-        if not seen.isdisjoint(grams) or max(Counter(words).values(), default=0) > 6:
-            break
-        so_far += plain_words(piece)
-        if len(so_far) >= WINDOW and len(set(so_far[-WINDOW:])) < MIN_VARIETY * WINDOW:
-            break
-        seen |= grams
-        kept.append(piece)
-    while kept and "".join(kept).count('"') % 2:
-        kept.pop()
-    result = "".join(kept).strip()
-    if len(result.split()) < 45 or (is_dialogue and (len(kept) < 4 or len(speakers) != 2)):
-        return None
-    return result
+@lru_cache(maxsize=16)
+def prompts_of_chunk(i: int, seed: int) -> list[Prompt]:
+    return make_prompts(CHUNK, 100_000 * seed + i)
 
 
-SENTENCE = re.compile(r"[^.!?]*[.!?]+\"?\s*|[^.!?]+")
+def scripts_of_chunk(smollm2: Path, i: int, seed: int) -> list[tuple[int, list[int]]]:
+    """Numbered token ids: SmolLM2's chat and the outline, with gaps where it writes."""
+    encode = partial(smollm2_tokenizer(smollm2).encode, bos=False)
+    head, scripts = encode(HEAD), []
+    for number, prompt in enumerate(prompts_of_chunk(i, seed), i * CHUNK):
+        ids = encode(f"{prompt.question}<|im_end|>\n<|im_start|>assistant\n{prompt.parts[0]}")
+        for part in prompt.parts[1:]:
+            ids += [GAP, *encode(part)]
+        scripts.append((number, [*head, *ids, END]))
+    return scripts
 
 
-def plain_words(text: str) -> list[str]:
-    """Words in lower case, without what stands around them."""
-    return [plain for word in text.split() if (plain := word.lower().strip(".,!?;:\"'()-"))]
+def scripts(smollm2: Path, first: int, seed: int, deadline: float) -> Iterator[tuple[int, list[int]]]:
+    """Scripts until the deadline, made ahead by other processes."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        pending = deque(pool.submit(scripts_of_chunk, smollm2, first + i, seed) for i in range(N_AHEAD))
+        for i in count(first + N_AHEAD):
+            for numbered in pending.popleft().result():
+                if time.monotonic() > deadline:
+                    pool.shutdown(cancel_futures=True)
+                    return
+                yield numbered
+            pending.append(pool.submit(scripts_of_chunk, smollm2, i, seed))
 
 
-def _ngrams(words: list[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(words[i:] for i in range(n)), strict=False))
+def sample(smollm2: Path, folder: Path, device: str, seconds: float, batch: int, seed: int) -> None:
+    """Sample for so many seconds into a file in `folder`; a second call goes on where the first stopped."""
+    import torch
 
+    from demo.sampler import Model, Sampler, Vocabulary
 
-def clean_batch(smollm2: Path, path: Path, seed: int) -> list[str]:
-    """The texts of one batch that are worth learning from."""
+    start = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    # The file's name is the chunk that comes next.
+    first = max((int(path.stem) for path in folder.glob("*.jsonl")), default=0)
+    torch.manual_seed(seed + first)
     tokenizer = smollm2_tokenizer(smollm2)
-    end = tokenizer.encode("<|im_end|>", bos=False)[0]
-    rows = np.load(path).tolist()
+    pieces = [tokenizer.decode([i], special=False) for i in range(tokenizer.n_vocab)]
+    vocabulary = Vocabulary(
+        [WRITABLE.fullmatch(piece) is not None for piece in pieces],
+        [ENDS.search(piece) is not None for piece in pieces],
+        [piece.count('"') % 2 == 1 for piece in pieces],
+    )
+    head = tokenizer.encode(HEAD, bos=False)
+    sampler = Sampler(Model(smollm2, device, batch, N_CTX), vocabulary, TEMPERATURE, MIN_P, head)
+    print(f"ready after {time.monotonic() - start:.0f} s", flush=True)
+    new, last, n_texts, n_tokens = folder / "new", 0, 0, 0
+    with new.open("w", encoding="utf-8") as file:
+        for texts in sampler.write(scripts(smollm2, first, seed, time.monotonic() + seconds)):
+            for number, gaps, logp in texts:
+                words = ["".join(pieces[i] for i in gap) for gap in gaps]
+                file.write(json.dumps([number, words, [round(p, 2) for p in logp]]) + "\n")
+                last, n_texts, n_tokens = max(last, number), n_texts + 1, n_tokens + sum(map(len, gaps))
+    new.rename(folder / f"{last // CHUNK + 1:05}.jsonl")
+    print(
+        f"{n_texts} texts, {n_tokens / 1e6:.1f} M tokens written, {time.monotonic() - start:.0f} s",
+        flush=True,
+    )
+
+
+def gap_words(lines: list[str]) -> Counter[str]:
+    """In how many texts SmolLM2 wrote each word in small letters, so that names do not count."""
+    return Counter(
+        w for line in lines for w in set(WORD.findall(" ".join(json.loads(line)[1]))) if w.islower()
+    )
+
+
+def good_texts(lines: list[str], seed: int, simple: frozenset[str]) -> list[str]:
+    """The texts that are worth learning from."""
     texts = []
-    for row, prompt in zip(rows, make_prompts(len(rows), seed + int(path.stem)), strict=True):
-        n = row.index(end) if end in row else len(row)
-        text = clean(prompt.opening + tokenizer.decode(row[:n], special=False), prompt.is_dialogue)
+    for number, gaps, logp in map(json.loads, lines):
+        prompt = prompts_of_chunk(number // CHUNK, seed)[number % CHUNK]
+        text = choose(prompt, gaps, logp, simple)
         if text:
             texts.append(text)
     return texts
 
 
-def collect(smollm2: Path, folder: Path, train: Path, held_out: Path, seed: int) -> None:
+def collect(folder: Path, train: Path, held_out: Path, seed: int) -> None:
     """All good texts, each once, in a fixed random order: the first 200 kB held out, the rest to train on.
 
-    Two texts count as the same if they begin with the same twelve words. Texts are divided by a blank line.
+    Two texts count as the same if they begin with the same thirty words. Texts are divided by a blank line.
     """
-    paths = sorted(folder.glob("*.npy"))
+    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.open(encoding="utf-8")]
+    parts = [lines[i : i + CHUNK] for i in range(0, len(lines), CHUNK)]
     with ProcessPoolExecutor() as pool:
-        batches = list(pool.map(clean_batch, [smollm2] * len(paths), paths, [seed] * len(paths)))
-    texts = list({" ".join(plain_words(t)[:12]): t for batch in batches for t in batch}.values())
+        counts = sum(pool.map(gap_words, parts[:64]), Counter())
+        outlines = words_of(" ".join(" ".join(p.parts) for p in prompts_of_chunk(0, seed)))
+        simple = frozenset([word for word, _ in counts.most_common(N_SIMPLE)] + outlines)
+        found = pool.map(partial(good_texts, seed=seed, simple=simple), parts)
+        texts = list({" ".join(words_of(t)[:30]): t for batch in found for t in batch}.values())
     random.Random(seed).shuffle(texts)
     size = n_held_out = 0
     while size < HELD_OUT_BYTES and n_held_out < len(texts) // 10:
@@ -151,4 +141,7 @@ def collect(smollm2: Path, folder: Path, train: Path, held_out: Path, seed: int)
         n_held_out += 1
     held_out.write_text("\n\n".join(texts[:n_held_out]) + "\n", encoding="utf-8")
     train.write_text("\n\n".join(texts[n_held_out:]) + "\n", encoding="utf-8")
-    print(f"{len(texts)} texts, {n_held_out} held out, {train.stat().st_size / 1e6:.1f} MB to train on")
+    print(
+        f"{len(texts)} of {len(lines)} texts, {n_held_out} held out, "
+        f"{train.stat().st_size / 1e6:.1f} MB to train on"
+    )

@@ -1,4 +1,4 @@
-"""Stage `train`: the mixture on the text, with a balanced router, the last third as Q4_K_M will round it."""
+"""Stage `train`: the mixture on the text, with a balanced router, the last part as Q4_K_M will round it."""
 
 from __future__ import annotations
 
@@ -6,56 +6,46 @@ import csv
 import json
 import math
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
+from torch import Tensor
 
+from demo.data import Texts, cut
 from demo.mixture import Mixture, Sizes, router_losses
+from demo.muon import make_optimizers
 
-BATCH, N_CTX = 64, 512
-PEAK_LR, WARM_UP = 2e-3, 100
+BATCH, N_CTX = 256, 512
+PEAK_LR, WARM_UP = 3e-3, 200
 BALANCE, Z = 0.02, 1e-4
-JOINED_SHARE = 0.12  # of texts that follow each other after a blank line, as in the held-out file
-QUANTIZED_FROM = 0.65  # of all steps
+DROPOUT = 0.1
+QUANTIZED_FROM = 0.8  # of all steps
+LOGGED = 100  # steps from row to row of the CSV
 COLUMNS = ("step", "tokens", "lr", "loss", "held_out_loss", "balance", "min_share", "max_share")
 
 
-def epoch(docs: list[np.ndarray], blank: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """All texts in a new order as one row of ids; most stand between BOS (0) and EOS (1)."""
-    order = rng.permutation(len(docs))
-    n_joined = int(JOINED_SHARE * len(docs))
-    joined = [part for i in order[:n_joined] for part in (docs[i], blank)]
-    bos, eos = np.array([0], np.int64), np.array([1], np.int64)
-    single = [part for i in order[n_joined:] for part in (bos, docs[i], eos)]
-    return np.concatenate(single + joined)
-
-
-def windows(ids: np.ndarray, n: int) -> torch.Tensor:
-    count = (len(ids) - 1) // n
-    return torch.from_numpy(np.stack([ids[i * n : i * n + n + 1] for i in range(count)]))
-
-
-def shares(chosen: list[torch.Tensor], n_expert: int) -> torch.Tensor:
+def shares(chosen: list[Tensor], n_expert: int) -> Tensor:
     """The share of the choices of each layer that each expert gets: [n_layer, n_expert]."""
     return torch.stack([torch.bincount(i.flatten(), minlength=n_expert) / i.numel() for i in chosen]).cpu()
 
 
 @torch.no_grad()
-def evaluate(model: Mixture, held_out: torch.Tensor) -> dict:
+def evaluate(model: Mixture, held_out: Tensor) -> dict:
     """Mean loss over the second half of each window, expert shares, and reuse by the next token per layer."""
     model.eval()
     losses, ids_of = [], []
-    for part in held_out.split(BATCH):
+    for part in held_out.split(32):
         inputs = part[:, :-1].clone()
         inputs[:, 0] = 0
-        logits, _, chosen = model(inputs)
+        x, _, chosen = model(inputs)
         half = N_CTX // 2
-        losses.append(
-            F.cross_entropy(logits[:, half:].float().transpose(1, 2), part[:, half + 1 :], reduction="none")
-        )
+        logits = model.head(x[:, half:])
+        losses.append(F.cross_entropy(logits.transpose(1, 2), part[:, half + 1 :], reduction="none"))
         ids_of.append([ids.view(len(part), -1, ids.shape[-1]) for ids in chosen])
     model.train()
     chosen = [torch.cat([ids[il] for ids in ids_of]) for il in range(model.sizes.n_layer)]
@@ -68,7 +58,81 @@ def learning_rate(step: int, n_steps: int) -> float:
     if step < WARM_UP:
         return PEAK_LR * (step + 1) / WARM_UP
     done = (step - WARM_UP) / max(1, n_steps - WARM_UP)
-    return PEAK_LR * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+    return PEAK_LR * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Training:
+    """The model, its optimizers and what was logged. `save` and `load` carry them from call to call."""
+
+    def __init__(self, sizes: Sizes, held_out: Tensor, device: str, n_steps: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        self.device, self.held_out, self.n_steps, self.step = device, held_out, n_steps, 0
+        self.model = Mixture(sizes, DROPOUT).to(device)
+        self.optimizers = make_optimizers(self.model, PEAK_LR, device)
+        self.rows: list[list[float | str]] = []
+        self._loss = self.loss
+        if device != "cpu":
+            # One layer is compiled and called for each: as one program all would take minutes.
+            self.model.trained_block = torch.compile(self.model.block)
+            self._loss = torch.compile(self.loss)
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Mean over [b, n] targets of the outputs [b, n, n_embd]."""
+        return F.cross_entropy(self.model.head(x).flatten(0, 1).float(), targets.flatten())
+
+    def train_on(self, batch: Tensor) -> None:
+        """One step on [BATCH, N_CTX + 1] tokens."""
+        self.model.quantize = self.step >= QUANTIZED_FROM * self.n_steps
+        lr = learning_rate(self.step, self.n_steps)
+        with torch.autocast(self.device, torch.bfloat16):
+            x, routers, chosen = self.model(batch[:, :-1])
+            loss = self._loss(x, batch[:, 1:])
+        balance, z = router_losses(routers, chosen, self.model.sizes.n_expert)
+        (loss + BALANCE * balance + Z * z).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        if self.step % LOGGED == 0 or self.step == self.n_steps:
+            self._log(lr, loss, balance, chosen)
+
+    def _log(self, lr: float, loss: Tensor, balance: Tensor, chosen: list[Tensor]) -> None:
+        use = shares(chosen, self.model.sizes.n_expert)
+        is_tested = self.step % (10 * LOGGED) == 0 or self.step == self.n_steps
+        test = evaluate(self.model, self.held_out)["loss"] if is_tested else ""
+        numbers = (lr, loss.item(), test, balance.item(), use.min().item(), use.max().item())
+        tokens = self.step * BATCH * N_CTX
+        self.rows.append([self.step, tokens, *(round(n, 5) if n != "" else "" for n in numbers)])
+        if is_tested or self.step == LOGGED:
+            print(*self.rows[-1], flush=True)
+
+    def save(self, path: Path) -> None:
+        state = {"step": self.step, "rows": self.rows, "model": self.model.state_dict()}
+        torch.save(state | {"optimizers": [o.state_dict() for o in self.optimizers]}, path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.step, self.rows = state["step"], state["rows"]
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+
+def batches(texts: Texts, first: int, n_steps: int, seed: int) -> Iterator[Tensor]:
+    """The batches of steps `first` to n_steps, int16 [BATCH, N_CTX + 1]; the next epoch is cut meanwhile."""
+    per_epoch = len(texts.windows(N_CTX, (seed, 0))) // BATCH
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(texts.windows, N_CTX, (seed, first // per_epoch))
+        for step in range(first, n_steps):
+            epoch, i = divmod(step, per_epoch)
+            if step == first or i == 0:
+                windows = following.result()
+                following = pool.submit(texts.windows, N_CTX, (seed, epoch + 1))
+            yield windows[i * BATCH : (i + 1) * BATCH]
 
 
 def train(
@@ -77,76 +141,53 @@ def train(
     vocabulary: Path,
     out: Path,
     device: str,
-    epochs: int,
+    n_tokens: float,
     seconds: float,
     seed: int,
 ) -> None:
-    """Write model.pt (F16 matrices), demo-training.csv and routing.json into `out`.
+    """Train on n_tokens, for at most so many seconds; a second call goes on from training.pt.
 
-    Should the epochs take longer than `seconds`, there are fewer of them.
+    At the end model.pt (F16 matrices), demo-training.csv and routing.json are in `out`.
     """
-    torch.manual_seed(seed)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    rng = np.random.default_rng(seed)
+    start = time.monotonic()
     tokenizer = Tokenizer.from_file(str(vocabulary))
-    encoded = tokenizer.encode_batch(text.read_text(encoding="utf-8").strip().split("\n\n"))
-    docs = [np.array(e.ids, np.int64) for e in encoded]
-    blank = np.array(tokenizer.encode("\n\n").ids, np.int64)
-    held_out = windows(np.array(tokenizer.encode(held_out_text.read_text(encoding="utf-8")).ids), N_CTX).to(
-        device
-    )
+    texts = Texts(text, tokenizer)
+    held_out = cut(np.array(tokenizer.encode(held_out_text.read_text(encoding="utf-8")).ids), N_CTX)
     sizes = Sizes(n_vocab=tokenizer.get_vocab_size())
-    model = Mixture(sizes, dropout=0.1).to(device)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.95), fused=device != "cpu")
-    per_epoch = (sum(map(len, docs)) // N_CTX) // BATCH
-    n_steps, step, start = per_epoch * epochs, 0, time.monotonic()
+    n_steps = int(n_tokens / (BATCH * N_CTX))
+    training = Training(sizes, torch.from_numpy(held_out).long().to(device), device, n_steps, seed)
+    state = out / "training.pt"
+    if state.exists():
+        training.load(state)
+    n_seen = n_tokens / len(texts.ids)
     print(
-        f"{len(docs)} texts, {sum(map(len, docs)) / 1e6:.1f} M tokens, "
-        f"{per_epoch} steps an epoch, {n_steps} steps"
+        f"{len(texts.ends)} texts, {len(texts.ids) / 1e6:.1f} M tokens, seen {n_seen:.1f} times", flush=True
     )
-    rows: list[tuple] = []
-    while step < n_steps:
-        batches = windows(epoch(docs, blank, rng), N_CTX)
-        batches = batches[torch.from_numpy(rng.permutation(len(batches)))].to(device)
-        for batch in batches.split(BATCH):
-            if step == 60:
-                speed = (time.monotonic() - start) / 60
-                n_steps = min(n_steps, int(seconds / speed))
-                print(f"{speed * 1e3:.0f} ms a step, {n_steps} steps")
-            if len(batch) < BATCH or step >= n_steps:
-                break
-            model.quantize = step >= QUANTIZED_FROM * n_steps
-            lr = learning_rate(step, n_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            with torch.autocast(device, torch.bfloat16):
-                logits, routers, chosen = model(batch[:, :-1])
-                loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-            balance, z = router_losses(routers, chosen, sizes.n_expert)
-            (loss + BALANCE * balance + Z * z).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            if step % 50 == 0 or step == n_steps:
-                use = shares(chosen, sizes.n_expert)
-                test = evaluate(model, held_out)["loss"] if step % 100 == 0 or step == n_steps else None
-                numbers = (lr, loss.item(), test, balance.item(), use.min().item(), use.max().item())
-                rows.append(
-                    (step, step * BATCH * N_CTX, *(round(n, 5) if n is not None else "" for n in numbers))
-                )
-                print(*rows[-1], f"{time.monotonic() - start:.0f}s")
-    out.mkdir(parents=True, exist_ok=True)
+    began, first = time.monotonic(), training.step
+    for batch in batches(texts, first, n_steps, seed):
+        training.train_on(batch.to(device, non_blocking=True).long())
+        if training.step - first == 200:
+            speed = 100 * BATCH * N_CTX / (time.monotonic() - began)
+            print(f"{speed / 1e6:.2f} M tokens a second", flush=True)
+        elif training.step - first == 100:
+            began = time.monotonic()
+        if time.monotonic() - start > seconds:
+            break
+    training.save(state)
+    if training.step == n_steps:
+        finish(training, out)
+
+
+def finish(training: Training, out: Path) -> None:
+    """Write what the other stages need."""
     with (out / "demo-training.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+        csv.writer(file).writerows([COLUMNS, *training.rows])
+    model = training.model
     result = {}
     for model.quantize in (True, False):
-        result["rounded" if model.quantize else "plain"] = evaluate(model, held_out)
-    print(json.dumps({k: math.exp(r["loss"]) for k, r in result.items()}), result["plain"]["shares"])
+        result["rounded" if model.quantize else "plain"] = evaluate(model, training.held_out)
+    print({k: math.exp(r["loss"]) for k, r in result.items()})
     (out / "routing.json").write_text(json.dumps(result))
-    halved = {k: w.detach().cpu() for k, w in model.weights.items()}
-    halved = {k: w.half() if w.ndim > 1 and "gate_inp" not in k else w for k, w in halved.items()}
+    weights = {k: w.cpu() for k, w in model.tensors().items()}
+    halved = {k: w.half() if w.ndim > 1 and "gate_inp" not in k else w.clone() for k, w in weights.items()}
     torch.save(halved, out / "model.pt")
