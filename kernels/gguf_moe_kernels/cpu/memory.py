@@ -225,8 +225,20 @@ def prefetch(typingctx, base, offset):
     return types.void(types.int64, types.int64), codegen
 
 
+@intrinsic
+def keep_order(typingctx):
+    """No access to memory moves across this when the code is compiled; the processor does nothing."""
+
+    def codegen(context, builder, signature, args):
+        builder.fence("seq_cst", targetscope="singlethread")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
 @njit
 def ask_for(at, n_bytes):
-    """Ask for all cache lines of so many bytes."""
+    """Ask for all cache lines of so many bytes, here and not somewhere before or after."""
     for offset in range(0, n_bytes, LINE):
         prefetch(at, offset)
+    keep_order()
