@@ -113,6 +113,8 @@ def test_verbose_tells_about_the_model(command):
         (("inspect", ROOT / "LICENSE"), "not a GGUF file"),
         (("detokenize", "-m", FIXTURE, "5", "six"), "'six' is not a token id"),
         (("perplexity", "-m", FIXTURE, "-f", ROOT / "LICENSE", "--ctx", "512"), "at least 1024"),
+        (("bench", "-m", FIXTURE, "-d", "500"), "needs a context of 1012 tokens"),
+        (("bench", "-m", FIXTURE, "-p", "0", "-n", "0"), "nothing to measure"),
     ],
 )
 def test_errors_are_one_sentence_and_exit_code_1(command, arguments, message):
@@ -132,6 +134,8 @@ def test_errors_are_one_sentence_and_exit_code_1(command, arguments, message):
         ("generate", "-m", FIXTURE, "a", "-p", "b"),
         ("generate", "-m", FIXTURE, "a", "--temp", "-1"),
         ("generate", "-m", FIXTURE, "a", "-n", "many"),
+        ("bench", "-m", FIXTURE, "-p", "1,x"),
+        ("bench", "-m", FIXTURE, "-t", "0"),
         ("fly",),
     ],
 )
@@ -196,6 +200,29 @@ def test_warmup_leaves_nothing_to_compile(command, tmp_path):
     assert warm.startswith("compiled 0 kernels")
 
 
+def test_bench_prints_rows_that_fit_into_80_columns(command):
+    done = command("bench", "-m", FIXTURE, "-p", "32", "-n", "4", "-d", "0,16", "-t", "1,2", "-r", "1")
+    head, *lines = done.stdout.decode().splitlines()
+    assert head.split() == ["model", "size", "params", "threads", "test", "t/s"]
+    assert len(lines) == 12
+    assert max(map(len, [head, *lines])) <= 80
+    assert all("of weights a token" in line for line in lines[2::3])
+    tests = [match[0] for line in lines if (match := re.search(r"(pp|tg)\d+( @ d\d+)?", line))]
+    assert tests == ["pp32", "tg4", "pp32 @ d16", "tg4 @ d16"] * 2
+    assert done.stderr == b""
+
+
+def test_bench_of_the_demo_says_so_and_gives_one_json_object(command):
+    done = command("bench", "-p", "8", "-n", "4", "-t", "1", "-r", "2", "--json")
+    assert b"the demo model is measured" in done.stderr
+    pp, tg = json.loads(done.stdout)["rows"]
+    assert (pp["test"], tg["test"]) == ("pp8", "tg4")
+    assert len(tg["samples_ts"]) == 2
+    assert set(tg["read_bandwidth"]) == {"before", "after"}
+    assert tg["weights_bytes_per_s"] == pytest.approx(tg["avg_ts"] * tg["weights_bytes_per_token"])
+    assert "weights_bytes_per_token" not in pp
+
+
 def test_a_read_only_cache_directory_is_no_obstacle(command, tmp_path):
     obstacle = tmp_path / "file"
     obstacle.write_text("")
@@ -215,9 +242,35 @@ def test_a_reader_that_leaves_early_is_no_error_message(kernel_cache):
 
 def test_every_help_page_fits_and_works(command):
     names = re.findall(r"^  (\w+) ", command("--help").stdout.decode().split("Commands:")[1], re.MULTILINE)
-    assert {"generate", "tokenize", "detokenize", "inspect", "perplexity", "logits", "warmup"} == set(names)
+    assert {
+        "generate",
+        "tokenize",
+        "detokenize",
+        "inspect",
+        "perplexity",
+        "logits",
+        "bench",
+        "warmup",
+    } == set(names)
     for name in names:
         assert command(name, "--help").returncode == 0
+
+
+def test_ctrl_c_ends_a_measurement_with_130(kernel_cache):
+    arguments = ("bench", "-m", str(FIXTURE), "-p", "8", "-n", "0", "-r", "1000000")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gguf_moe", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(kernel_cache) | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+    )
+    assert process.stdout.readline().startswith(b"model")
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    rest, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert rest == error.strip() == b""
 
 
 def test_ctrl_c_ends_soon_with_130(kernel_cache, tmp_path):

@@ -21,6 +21,13 @@ ALLOWED = {
     "gguf_moe.sample": set(),
     "gguf_moe.generate": {"gguf_moe.runtime", "gguf_moe.sample", "gguf_moe.text"},
     "gguf_moe.completions": {"gguf_moe.generate"},
+    "gguf_moe.bench": {
+        "gguf_moe.arch",
+        "gguf_moe.checkpoint",
+        "gguf_moe.options",
+        "gguf_moe.runtime",
+        "gguf_moe_kernels",
+    },
     "gguf_moe.report": {"gguf_moe.arch", "gguf_moe.checkpoint", "gguf_moe.runtime", "gguf_moe.text"},
 }
 SKINS = {"gguf_moe.model", "gguf_moe.evaluate", "gguf_moe.cli", "gguf_moe", "gguf_moe.__main__"}

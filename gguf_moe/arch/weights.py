@@ -34,6 +34,14 @@ class Experts:
     ffn_up_exps: ExpertTensors
     ffn_down_exps: ExpertTensors
 
+    def bytes_per_token(self, n_expert_used: int) -> int:
+        """Bytes of weights that one token reads: the router and the experts it chooses.
+
+        Where experts differ in size, it is the mean over all choices.
+        """
+        sizes = sum(sum(role.nbytes) for role in (self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps))
+        return self.ffn_gate_inp.nbytes + sizes * n_expert_used // len(self.ffn_gate_exps.nbytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -62,6 +70,15 @@ class Block:
             qtypes |= {*self.experts.ffn_gate_exps.qtypes, *self.experts.ffn_up_exps.qtypes}
         return qtypes
 
+    def bytes_per_token(self, n_expert_used: int) -> int:
+        """Bytes of weights that one token reads here; of the experts only those that it chooses."""
+        by_expert = [t for name, t in self.tensors.items() if name.endswith("_exps.bias")]
+        size = sum(t.nbytes for t in self.tensors.values()) - sum(t.nbytes for t in by_expert)
+        if self.experts is None:
+            return size
+        chosen = sum(t.nbytes // t.shape[-1] * n_expert_used for t in by_expert)
+        return size + chosen + self.experts.bytes_per_token(n_expert_used)
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -80,6 +97,14 @@ class Weights:
     def output(self) -> Tensor:
         """The matrix that makes logits; the token embeddings where the file has none of its own (tied)."""
         return self.get("output.weight") or self["token_embd.weight"]
+
+    def bytes_per_token(self, n_expert_used: int) -> int:
+        """Bytes of weights that decoding one token reads: of the experts those that are chosen, of the token
+        embeddings one row, or all where they are the output matrix too."""
+        embeddings = self["token_embd.weight"]
+        outer = sum(t.nbytes for name, t in self.tensors.items() if name != "token_embd.weight")
+        outer += embeddings.nbytes // (1 if self.output is embeddings else embeddings.n_rows)
+        return outer + sum(block.bytes_per_token(n_expert_used) for block in self.blk)
 
 
 def load_weights(checkpoint: Checkpoint, arch: Arch, hparams: HParams) -> Weights:

@@ -13,7 +13,7 @@ import sys
 import click
 
 import gguf_moe
-from gguf_moe.cli import evaluate, generate, inspect, text, warmup
+from gguf_moe.cli import bench, evaluate, generate, inspect, text, warmup
 from gguf_moe.errors import GGUFMoeError
 
 INTERRUPTED = 130
@@ -32,6 +32,7 @@ for command in (
     inspect.inspect,
     evaluate.perplexity,
     evaluate.logits,
+    bench.bench,
     warmup.warmup,
 ):
     cli.add_command(command)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gguf_moe.model import Model
 
 MAX_PROMPT_BYTES = 64 << 20
+DEMO_MODEL = Path(__file__).parents[1] / "models" / "demo.gguf"
+"""What a command runs that can do without -m."""
 
 model_option = click.option(
     "-m", "--model", "path", required=True, metavar="FILE", help="GGUF file, or any part of a split one."
@@ -26,6 +28,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 pre_tokenizer_option = click.option(
     "--pre-tokenizer", metavar="NAME", help="Override the file's tokenizer.ggml.pre."
 )
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
+kv_option = click.option("--kv", "kv_type", type=click.Choice(["f16", "f32"]), help="Type of the KV cache.")
+no_mmap_option = click.option(
+    "--no-mmap", is_flag=True, help="Read the file into memory instead of mapping it."
+)
+cache_dir_option = click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="GGUF_MOE_CACHE_DIR",
+    help="Where compiled kernels are kept.  [env: GGUF_MOE_CACHE_DIR]",
+)
 
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,16 +46,11 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options: tuple[Callable[..., Any], ...] = (
         click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Context.  [default: the file's]"),
         click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads.  [default: cores]"),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N."),
-        click.option("--kv", "kv_type", type=click.Choice(["f16", "f32"]), help="Type of the KV cache."),
-        click.option("--no-mmap", is_flag=True, help="Read the file into memory instead of mapping it."),
+        device_option,
+        kv_option,
+        no_mmap_option,
         pre_tokenizer_option,
-        click.option(
-            "--cache-dir",
-            type=click.Path(file_okay=False, path_type=Path),
-            envvar="GGUF_MOE_CACHE_DIR",
-            help="Where compiled kernels are kept.  [env: GGUF_MOE_CACHE_DIR]",
-        ),
+        cache_dir_option,
     )
     names = ("n_ctx", "threads", "device", "kv_type", "no_mmap", "pre_tokenizer", "cache_dir")
 
@@ -71,7 +79,12 @@ def load(path: str, runtime: dict[str, Any], progress: ProgressLine) -> Model:
     return model
 
 
-STAGES = {"reading": "reading the file", "compiling": "compiling kernels (once)", "prompt": "prompt"}
+STAGES = {
+    "reading": "reading the file",
+    "compiling": "compiling kernels (once)",
+    "prompt": "prompt",
+    "measuring": "measuring",
+}
 REDRAW_S = 0.1
 
 

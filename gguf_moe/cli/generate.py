@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-import gguf_moe
 from gguf_moe.cli.common import (
+    DEMO_MODEL,
     ProgressLine,
     json_option,
     load,
@@ -19,9 +18,6 @@ from gguf_moe.cli.common import (
 
 if TYPE_CHECKING:
     from gguf_moe.model import Generation, Model
-
-
-DEMO_MODEL = Path(gguf_moe.__file__).parent / "models" / "demo.gguf"
 
 
 @click.command()

@@ -123,3 +123,6 @@ STEP_ABORTED = -2
 """What thread 0's walk returns instead of a place in the table."""
 CREW_CLOSED = -1
 """What a worker's loop returns when the crew closes."""
+
+READ_CHUNK = 1 << 20
+"""Bytes that a thread claims at a time when the read bandwidth is measured."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
+from gguf import GGUFReader, GGUFWriter
 
 from gguf_moe.arch import ARCHS, find_arch
 from gguf_moe.arch.hparams import read_hparams
@@ -200,3 +200,28 @@ def test_all_types_without_kernels_are_named(tiny_file, loaded):
     expected = r"no kernels here for the types I32 \(2 tensors\), I8 \(1 tensors\) \(supported: BF16, F16"
     with pytest.raises(UnsupportedModelError, match=expected):
         loaded(path)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_bytes_per_token_count_the_chosen_experts_and_one_row_of_the_embeddings(tiny_file, loaded, tied):
+    changes = {"output.weight": None} if tied else {}
+    path = tiny_file("gpt-oss", tensors=changes)
+    _, hparams, weights = loaded(path)
+    used, expected = hparams.n_expert_used, 0
+    for tensor in GGUFReader(path).tensors:
+        if "_exps." in tensor.name:
+            expected += tensor.n_bytes // hparams.n_expert * used
+        elif tensor.name == "token_embd.weight" and not tied:
+            expected += tensor.n_bytes // hparams.n_vocab
+        else:
+            expected += tensor.n_bytes
+    assert 0 < used < hparams.n_expert
+    assert weights.bytes_per_token(used) == expected
+
+
+def test_bytes_per_token_of_a_dense_file_are_all_but_the_embeddings(tiny_gguf, loaded, tmp_path):
+    path = tiny_gguf(tmp_path / "dense.gguf", n_expert=0)
+    _, hparams, weights = loaded(path)
+    sizes = {tensor.name: tensor.n_bytes for tensor in GGUFReader(path).tensors}
+    embeddings = sizes.pop("token_embd.weight")
+    assert weights.bytes_per_token(0) == sum(sizes.values()) + embeddings // hparams.n_vocab
