@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
 """Speed of gguf-moe and llama.cpp on the same file, taking turns in one run.
 
-llama.cpp runs through llama-cpp-python under --peer-python. All stay loaded, each in its own process; for every
-test they take turns, so that a busy machine slows both. Reported are medians of tok/s and of the pairs' ratios
-(ours / llama.cpp's). The last line is one JSON object.
+llama.cpp runs through llama-cpp-python under --peer-python. All stay loaded, each in its own process; for
+every test they take turns, so that a busy machine slows both. Reported are medians of tok/s and of the pairs'
+ratios (ours / llama.cpp's). The last line is one JSON object.
 
   pp N         a prompt of N tokens into an empty context
   tg N         N tokens one after the other
   tg N @ dD    the same after D tokens of context
 
-Before and after each pair the read bandwidth is measured with as many threads. A pair whose two readings differ
-by over 10 % does not count and is repeated.
+Before and after each pair the read bandwidth is measured with as many threads. A pair whose two readings
+differ by over 10 % does not count and is repeated.
 
-llama.cpp has two settings, and each test meets the better one: weights repacked, not mapped and on huge pages for
-tg (--peer-setting repack for all), weights as in the file for pp (--peer-setting no-repack for all).
+llama.cpp has two settings, and each test meets the better one: weights repacked, not mapped and on huge pages
+for tg (--peer-setting repack for all), weights as in the file for pp (--peer-setting no-repack for all).
 """
 
 from __future__ import annotations
@@ -247,7 +247,9 @@ def main() -> None:
     p.add_argument("--peer-python", default=sys.executable, metavar="PYTHON", help="has llama-cpp-python")
     p.add_argument("-p", "--prompt", type=int, nargs="*", default=[128], help="prompt lengths (128)")
     p.add_argument("-n", "--n-predict", type=int, default=32, help="tokens to generate (32; 0: none)")
-    p.add_argument("-d", "--depth", type=int, nargs="*", default=[], help="also generate after so many tokens")
+    p.add_argument(
+        "-d", "--depth", type=int, nargs="*", default=[], help="also generate after so many tokens"
+    )
     p.add_argument(
         "-t", "--threads", type=int, nargs="*", default=[os.cpu_count()], help="of either side (all cores)"
     )
@@ -264,7 +266,9 @@ def main() -> None:
         raise SystemExit(f"--ctx {args.ctx} is too small for {longest} tokens")
     results = []
     for threads in args.threads:
-        print(f"{args.model.name}, {threads} threads; tok/s, medians; read: GB/s that as many threads can read")
+        print(
+            f"{args.model.name}, {threads} threads; tok/s, medians; read: GB/s that as many threads can read"
+        )
         print(f"{'test':<16}{'ours':>9}{'llama.cpp':>11}{'ratio':>7}   quartiles{'pairs':>8}{'read':>9}")
         results.append({"threads": threads, "rows": compare(args, threads)})
     print(json.dumps({"model": args.model.name, "peer_setting": args.peer_setting, "results": results}))

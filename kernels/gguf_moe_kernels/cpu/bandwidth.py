@@ -9,12 +9,11 @@ from __future__ import annotations
 from numba import njit
 
 from gguf_moe_kernels.cpu.compile import kernel
-from gguf_moe_kernels.cpu.memory import atomic_add, load_i64, make_stack, prefetch
+from gguf_moe_kernels.cpu.memory import LINE, atomic_add, load_i64, make_stack, prefetch
 from gguf_moe_kernels.cpu.vector import load_i32x16, store_i32x16, zero_i32x16
 from gguf_moe_kernels.structs import READ_CHUNK
 
 STREAM = READ_CHUNK // 4
-LINE = 64
 AHEAD = 1024
 
 stack_vector = make_stack(LINE)

@@ -23,8 +23,8 @@ from numba import njit
 
 from gguf_moe_kernels.cpu import tokens as by_token
 from gguf_moe_kernels.cpu.block import DMIN, D, Layout, stack_header
+from gguf_moe_kernels.cpu.lanes import transpose
 from gguf_moe_kernels.cpu.memory import ask_for, load_f32, load_i64, make_stack, store_f32, store_i64
-from gguf_moe_kernels.cpu.simd import transpose
 from gguf_moe_kernels.cpu.tokens import (
     AT_ONCE,
     ROWS,

@@ -14,6 +14,16 @@ from typing import Any
 from numba import njit
 
 from gguf_moe_kernels.cpu.block import DMIN, SCALES, D, Layout, stack_header
+from gguf_moe_kernels.cpu.lanes import (
+    add_quarters,
+    keep_first,
+    load_repeated_f32,
+    load_repeated_i32,
+    splat_i32,
+    sum_fours,
+    sum_halves,
+    sum_quarters,
+)
 from gguf_moe_kernels.cpu.memory import (
     I16,
     I32,
@@ -26,18 +36,7 @@ from gguf_moe_kernels.cpu.memory import (
     store_f32,
     store_i64,
 )
-from gguf_moe_kernels.cpu.simd import (
-    add_quarters,
-    dot_pairs,
-    keep_first,
-    load_repeated_f32,
-    load_repeated_i32,
-    make_spread,
-    splat_i32,
-    sum_fours,
-    sum_halves,
-    sum_quarters,
-)
+from gguf_moe_kernels.cpu.simd import dot_pairs, make_spread
 from gguf_moe_kernels.cpu.vector import (
     fma_floats,
     load_f32x16,

@@ -16,7 +16,7 @@ from gguf_moe_kernels.cpu.block import (
     store_minimums,
     store_scales,
 )
-from gguf_moe_kernels.cpu.simd import column_0, column_1, column_2, column_3, gather_columns
+from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, gather_columns
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, high_f16, load_i8x32, low_f16, shifted_twice
 

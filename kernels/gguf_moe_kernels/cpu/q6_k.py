@@ -9,7 +9,7 @@ from __future__ import annotations
 from numba import njit
 
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
-from gguf_moe_kernels.cpu.simd import column_0, column_1, column_2, column_3, gather_columns
+from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, gather_columns
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x32, load_i8x64, low_f16, shifted_twice
 
