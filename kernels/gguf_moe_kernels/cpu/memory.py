@@ -64,8 +64,6 @@ def make_store(
 
 load_u8 = make_load(types.int64, I8, lambda b, v: b.zext(v, I64))
 load_i8 = make_load(types.int64, I8, lambda b, v: b.sext(v, I64))
-load_u16 = make_load(types.int64, I16, lambda b, v: b.zext(v, I64))
-load_i16 = make_load(types.int64, I16, lambda b, v: b.sext(v, I64))
 load_u32 = make_load(types.int64, I32, lambda b, v: b.zext(v, I64))
 load_i32 = make_load(types.int64, I32, lambda b, v: b.sext(v, I64))
 load_i64 = make_load(types.int64, I64)

@@ -44,7 +44,6 @@ i32x64 = Vector("i32x64", I32, 64)
 f32x4 = Vector("f32x4", F32, 4)
 f32x16 = Vector("f32x16", F32, 16)
 f32x32 = Vector("f32x32", F32, 32)
-f32x64 = Vector("f32x64", F32, 64)
 
 load_i8x16 = make_load(i8x16, i8x16.llvm)
 load_i8x32 = make_load(i8x32, i8x32.llvm)
@@ -56,7 +55,6 @@ store_i8x64 = make_store(i8x64, i8x64.llvm)
 store_i32x16 = make_store(i32x16, i32x16.llvm)
 store_f32x4 = make_store(f32x4, f32x4.llvm)
 store_f32x16 = make_store(f32x16, f32x16.llvm)
-store_f32x32 = make_store(f32x32, f32x32.llvm)
 load_f16x32 = make_load(f32x32, ir.VectorType(F16, 32), f16_to_f32)
 
 
@@ -167,12 +165,6 @@ def bits_to_bytes(typingctx, bits):
 def as_bytes(typingctx, v):
     """An i32x16 as i8x64."""
     return i8x64(i32x16), lambda context, builder, sig, args: builder.bitcast(args[0], i8x64.llvm)
-
-
-@intrinsic
-def as_integers(typingctx, v):
-    """An i8x64 as i32x16."""
-    return i32x16(i8x64), lambda context, builder, sig, args: builder.bitcast(args[0], i32x16.llvm)
 
 
 @intrinsic
