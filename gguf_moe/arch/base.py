@@ -1,4 +1,4 @@
-"""What an architecture is: data. The decoder (graph/decoder.py) reads it; nothing here computes."""
+"""What an architecture is: data. The decoder (graph/) reads it; nothing here computes."""
 
 from __future__ import annotations
 

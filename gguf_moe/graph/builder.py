@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from gguf_moe.arch.base import Arch, GatedUnit, RopeStyle
 from gguf_moe.arch.hparams import HParams
+from gguf_moe.arch.weights import Block
 from gguf_moe.checkpoint import ExpertTensors, Tensor
 from gguf_moe.graph.task import Buffer, Graph, Kind, Op, Rows
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
@@ -16,13 +17,20 @@ Activations = dict[ActivationFormat, Buffer]
 
 
 class Builder:
-    """Adds tasks to `graph`, each with the buffers it needs. Buffers have room for n_tokens."""
+    """Adds tasks to `graph`, each with the buffers it needs. Buffers have room for n_tokens.
 
-    def __init__(self, arch: Arch, hparams: HParams, n_tokens: int):
+    `l_out` is the residual stream between the blocks, `ffn_inp` that between attention and feed-forward.
+    """
+
+    def __init__(self, arch: Arch, hparams: HParams, *, n_tokens: int, n_ctx: int, kv_kind: Kind):
         self.graph = Graph()
         self.arch = arch
         self.hparams = hparams
         self.n_tokens = n_tokens
+        self.n_ctx = n_ctx
+        self.kv_kind = kv_kind
+        self.l_out = self.buffer("l_out", hparams.n_embd)
+        self.ffn_inp = self.buffer("ffn_inp", hparams.n_embd)
 
     def buffer(self, name: str, cols: int, kind: Kind = Kind.F32) -> Buffer:
         """A buffer with one row for each token."""
@@ -129,3 +137,21 @@ class Builder:
     def swiglu(self, name: str, gate: Buffer, up: Buffer, rows: Rows) -> None:
         op = Op.SWIGLU if self.arch.gated_unit is GatedUnit.SWIGLU else Op.SWIGLU_OAI
         self.graph.add(name, op, rows, inputs={"up": up}, outputs={"gate": gate})
+
+    def block_norm(self, name: str, x: Buffer, block: Block, weight: str) -> Buffer:
+        """The norm of a block that is called `weight` in the file; its output has the task's name."""
+        out = self.buffer(name.rpartition("-")[0], x.cols)
+        self.norm(name, x, out, block[f"{weight}.weight"], bias=block.get(f"{weight}.bias"))
+        return out
+
+    def project(
+        self, il: int, x: Activations, block: Block, name: str, residual: Buffer, out: Buffer
+    ) -> None:
+        """The last matrix of a branch: out = f_residual_scale * (weight . x (+ bias)) + residual."""
+        weight, bias = block[f"{name}.weight"], block.get(f"{name}.bias")
+        if self.hparams.f_residual_scale == 1.0:
+            self.matmul(f"{out.name}-{il}", x, weight, out, bias=bias, residual=residual)
+            return
+        branch = self.buffer(name, out.cols)
+        self.matmul(f"{name}-{il}", x, weight, branch, bias=bias)
+        self.scale(f"{out.name}-{il}", branch, out, self.hparams.f_residual_scale, residual=residual)

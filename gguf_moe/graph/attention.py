@@ -1,0 +1,63 @@
+"""Attention with a KV cache: queries, keys and values, norms of heads, rope, and the projection back."""
+
+from __future__ import annotations
+
+from gguf_moe.arch.weights import Block
+from gguf_moe.graph.builder import Builder
+from gguf_moe.graph.task import Buffer, Op, Rows
+
+
+def attention(builder: Builder, il: int, block: Block) -> None:
+    """l_out -> ffn_inp: norm, q/k/v, norms of heads, rope, KV cache, attention, projection, residual."""
+    hp = builder.hparams
+    normed = builder.block_norm(f"attn_norm-{il}", builder.l_out, block, "attn_norm")
+    names = ("attn_q", "attn_k", "attn_v")
+    x = builder.activations(f"attn_norm-{il}", normed, (block[f"{name}.weight"].qtype for name in names))
+    q, k, v = (
+        builder.buffer(n, w)
+        for n, w in (("Qcur", hp.n_embd_q), ("Kcur", hp.n_embd_k_gqa), ("Vcur", hp.n_embd_v_gqa))
+    )
+    for name, out in zip(names, (q, k, v), strict=True):
+        builder.matmul(f"{out.name}-{il}", x, block[f"{name}.weight"], out, bias=block.get(f"{name}.bias"))
+    positions(builder, il, block, q, k)
+    cache_k, cache_v = (
+        Buffer(f"cache_{name}_l{il}", builder.kv_kind, builder.n_ctx, width)
+        for name, width in (("k", hp.n_embd_k_gqa), ("v", hp.n_embd_v_gqa))
+    )
+    for new, cache in ((k, cache_k), (v, cache_v)):
+        builder.graph.add(cache.name, Op.KV_STORE, Rows.TOKENS, inputs={"x": new}, outputs={"cache": cache})
+    kqv_out = builder.buffer("kqv_out", hp.n_embd_out)
+    builder.graph.add(
+        f"kqv_out-{il}",
+        Op.ATTENTION,
+        Rows.TOKENS,
+        inputs={"q": q, "k": cache_k, "v": cache_v},
+        outputs={"out": kqv_out},
+        weights={"sinks": sinks} if (sinks := block.get("attn_sinks.weight")) else {},
+        options={
+            "n_head": hp.n_head,
+            "n_head_kv": hp.n_head_kv,
+            "n_swa": hp.n_swa if hp.is_swa[il] else 0,
+            "scale": hp.f_attention_scale,
+        },
+    )
+    x = builder.activations(f"kqv_out-{il}", kqv_out, (block["attn_output.weight"].qtype,))
+    builder.project(il, x, block, "attn_output", builder.l_out, builder.ffn_inp)
+
+
+def positions(builder: Builder, il: int, block: Block, q: Buffer, k: Buffer) -> None:
+    """Rope, and before or after it the norms of queries and keys where there are some; in place."""
+    hp = builder.hparams
+    table = "rope_swa" if hp.is_swa[il] else "rope"
+
+    def norms() -> None:
+        for x, name in ((q, "attn_q_norm.weight"), (k, "attn_k_norm.weight")):
+            if weight := block.get(name):
+                builder.norm(f"{x.name}_normed-{il}", x, x, weight)
+
+    if not builder.arch.norms_after_rope:
+        norms()
+    builder.rope(f"Qcur_rope-{il}", q, hp.n_head, table)
+    builder.rope(f"Kcur_rope-{il}", k, hp.n_head_kv, table)
+    if builder.arch.norms_after_rope:
+        norms()

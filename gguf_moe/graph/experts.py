@@ -1,0 +1,109 @@
+"""The mixture of experts: the router, the experts that it chooses, and the sum of what they give."""
+
+from __future__ import annotations
+
+from gguf_moe.arch.weights import Block, Experts
+from gguf_moe.checkpoint import Tensor
+from gguf_moe.graph.builder import Activations, Builder
+from gguf_moe.graph.task import Buffer, Kind, Op, Rows
+
+
+def mixture(
+    builder: Builder, il: int, x: Activations, block: Block, experts: Experts, shared: Buffer | None
+) -> None:
+    """ffn_norm -> l_out through the experts that the router chooses; adds the shared one's output.
+
+    A *place* is one of a token's chosen experts; places are sorted by expert, so that each expert's
+    weights are read once for all its tokens.
+    """
+    hp = builder.hparams
+    n_places = builder.n_tokens * hp.n_expert_used
+    topk, chosen = router(builder, il, x, block, experts.ffn_gate_inp)
+    places = {
+        "used": Buffer("expert_used", Kind.I32, 1, hp.n_expert),
+        "n_used": Buffer("expert_n_used", Kind.I64, 1, 1),
+        "first": Buffer("expert_first", Kind.I32, 1, hp.n_expert + 1),
+        "counts": Buffer("expert_counts", Kind.I32, 1, hp.n_expert),
+        "token": Buffer("place_token", Kind.I32, n_places, 1),
+        "place": builder.buffer("token_place", hp.n_expert_used, Kind.I32),
+    }
+    builder.graph.add(f"ffn_moe_rows-{il}", Op.EXPERT_ROWS, Rows.TOKENS, inputs={"ids": topk}, outputs=places)
+    gate, up, down = (
+        Buffer(name, Kind.F32, n_places, width)
+        for name, width in (
+            ("ffn_moe_gate", hp.n_ff_exp),
+            ("ffn_moe_up", hp.n_ff_exp),
+            ("ffn_moe_down", hp.n_embd),
+        )
+    )
+    for out, role in ((gate, experts.ffn_gate_exps), (up, experts.ffn_up_exps)):
+        builder.matmul_id(f"{out.name}-{il}", x, role, out, places, gather=True)
+    expert_bias(builder, il, block, "ffn_gate_exps", gate, topk, places)
+    expert_bias(builder, il, block, "ffn_up_exps", up, topk, places)
+    builder.swiglu(f"ffn_moe_swiglu-{il}", gate, up, Rows.PLACES)
+    hidden = builder.activations(f"ffn_moe_swiglu-{il}", gate, experts.ffn_down_exps.qtypes, Rows.PLACES)
+    builder.matmul_id(f"ffn_moe_down-{il}", hidden, experts.ffn_down_exps, down, places, gather=False)
+    expert_bias(builder, il, block, "ffn_down_exps", down, topk, places)
+    inputs = {"x": down, "place": places["place"], "weights": chosen}
+    if shared:
+        inputs["shared"] = shared
+    sum_experts(builder, il, inputs)
+
+
+def router(builder: Builder, il: int, x: Activations, block: Block, weight: Tensor) -> tuple[Buffer, Buffer]:
+    """ffn_norm -> the ids of each token's experts and their weights, both [n_expert_used]."""
+    hp = builder.hparams
+    logits = builder.buffer("ffn_moe_logits", hp.n_expert)
+    builder.matmul(f"ffn_moe_logits-{il}", x, weight, logits, bias=block.get("ffn_gate_inp.bias"))
+    topk = builder.buffer("ffn_moe_topk", hp.n_expert_used, Kind.I32)
+    chosen = builder.buffer("ffn_moe_weights", hp.n_expert_used)
+    outputs = {"logits": logits, "ids": topk, "weights": chosen}
+    bias = block.get("exp_probs_b.bias")
+    if bias or hp.n_expert_groups > 1:
+        outputs["selection"] = builder.buffer("ffn_moe_probs_biased", hp.n_expert)
+    if hp.n_expert_groups > 1:
+        outputs["group_scores"] = builder.buffer("ffn_moe_group_scores", hp.n_expert_groups)
+    builder.graph.add(
+        f"ffn_moe_topk-{il}",
+        Op.MOE_TOPK,
+        Rows.TOKENS,
+        inputs={},
+        outputs=outputs,
+        weights={"bias": bias} if bias else {},
+        options={
+            "gating": hp.expert_gating_func,
+            "normalize": int(hp.expert_weights_norm),
+            "weights_scale": hp.expert_weights_scale,
+            "n_group": hp.n_expert_groups,
+            "n_group_used": hp.n_group_used,
+        },
+    )
+    return topk, chosen
+
+
+def expert_bias(
+    builder: Builder, il: int, block: Block, name: str, x: Buffer, topk: Buffer, places: dict[str, Buffer]
+) -> None:
+    """Add to what each expert gave its own bias, if the file has one."""
+    if bias := block.get(f"{name}.bias"):
+        builder.graph.add(
+            f"{x.name}_biased-{il}",
+            Op.ADD_ID,
+            Rows.TOKENS,
+            inputs={"ids": topk, "place": places["place"]},
+            outputs={"x": x},
+            weights={"bias": bias},
+        )
+
+
+def sum_experts(builder: Builder, il: int, inputs: dict[str, Buffer]) -> None:
+    """The experts' outputs -> l_out, as `project` does with a dense feed-forward."""
+    if builder.hparams.f_residual_scale == 1.0:
+        inputs, outputs = inputs | {"residual": builder.ffn_inp}, {"out": builder.l_out}
+        builder.graph.add(f"l_out-{il}", Op.MOE_SUM, Rows.TOKENS, inputs=inputs, outputs=outputs)
+        return
+    out = builder.buffer("ffn_out", builder.hparams.n_embd)
+    builder.graph.add(f"ffn_out-{il}", Op.MOE_SUM, Rows.TOKENS, inputs=inputs, outputs={"out": out})
+    builder.scale(
+        f"l_out-{il}", out, builder.l_out, builder.hparams.f_residual_scale, residual=builder.ffn_inp
+    )
