@@ -123,13 +123,42 @@ class Builder:
             name, Op.MATMUL_ID, Rows.PLACES, inputs=inputs, outputs={"out": out}, weights={"weight": weight}
         )
 
-    def rope(self, name: str, x: Buffer, n_head: int, table: str) -> None:
-        """Rope in place; `table` is the name of the angles, a key of arch.rope.rope_tables."""
+    def matmul_heads(self, name: str, x: Buffer, weight: Tensor, out: Buffer) -> None:
+        """out[h] = weight[h] . x[h]: heads with matrices of their own, weight [n_in, n_out, n_head].
+
+        Of each head of x the first n_in elements count.
+        """
+        n_in, _, n_head = weight.shape
+        activation = ACTIVATION_FORMAT[weight.qtype]
+        if activation is not ActivationFormat.F32:
+            quantized = Buffer(f"{x.name}_heads_{activation.value}", activation, x.rows * n_head, n_in)
+            self.graph.add(
+                f"{name}_{activation.value}",
+                Op.QUANTIZE_HEADS,
+                Rows.TOKENS,
+                inputs={"x": x},
+                outputs={"out": quantized},
+                options={"n_head": n_head},
+            )
+            x = quantized
+        self.graph.add(
+            name,
+            Op.MATMUL_HEADS,
+            Rows.TOKENS,
+            inputs={"x": x},
+            outputs={"out": out},
+            weights={"weight": weight},
+        )
+
+    def rope(self, name: str, x: Buffer, n_head: int, table: str, first: int = 0) -> None:
+        """Rope in place, from element `first` of each head on; `table` is the name of the angles, a key of
+        arch.rope.rope_tables."""
         hp = self.hparams
         tables = {key: self.buffer(f"{table}_{key}", hp.n_rot_pairs) for key in ("cos", "sin")}
         options = {
             "n_head": n_head,
             "n_rot": hp.n_rot,
+            "first": first,
             "pair_stride": 1 if self.arch.rope is RopeStyle.NORM else hp.n_rot_pairs,
         }
         self.graph.add(name, Op.ROPE, Rows.TOKENS, inputs=tables, outputs={"x": x}, options=options)

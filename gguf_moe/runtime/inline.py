@@ -139,6 +139,23 @@ def _matmul_id(task: Task, arrays: _Arrays) -> None:
     )
 
 
+def _matmul_heads(task: Task, arrays: _Arrays) -> None:
+    weight, x, out = task.tensor("weight"), arrays["x"], arrays.rows("out")
+    n_in, n_out, n_head = weight.shape
+    heads = x.reshape(-1, n_head, x.size // (len(arrays["out"]) * n_head))[: len(out)]
+    if x.dtype == np.float32:
+        heads = heads[..., :n_in]
+    matrices = weight.data.reshape(n_head, n_out, -1)
+    matmul.matmul_heads(weight.qtype, matrices, heads, out.reshape(-1, n_head, n_out))
+
+
+def _quantize_heads(task: Task, arrays: _Arrays) -> None:
+    out, x = task.outputs["out"], arrays.rows("x")
+    assert isinstance(out.kind, ActivationFormat)
+    heads = x.reshape(len(x) * task.options["n_head"], -1)[:, : out.cols]
+    arrays["out"][: len(heads)] = activations.quantize(out.kind, heads)
+
+
 def _kv_store(task: Task, arrays: _Arrays) -> None:
     ops.kv_store(arrays.rows("x"), arrays["cache"], arrays.n_past)
 
@@ -171,6 +188,8 @@ _RUN: dict[Op, Callable[[Task, _Arrays], None]] = {
     Op.QUANTIZE: _quantize,
     Op.MATMUL: _matmul,
     Op.MATMUL_ID: _matmul_id,
+    Op.MATMUL_HEADS: _matmul_heads,
+    Op.QUANTIZE_HEADS: _quantize_heads,
     Op.KV_STORE: _kv_store,
     Op.ATTENTION: _attention,
     Op.EXPERT_ROWS: _expert_rows,

@@ -161,9 +161,50 @@ def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "matmul.matmul_id", structs.MATMUL_ID, special | _absent(task, "x_index")
 
 
+def _matmul_heads(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    weight, x = task.tensor("weight"), task.inputs["x"]
+    n_in, n_out, n_head = weight.shape
+    row_bytes = weight.qtype.row_size(n_in)
+    special: dict[str, Value] = {
+        "tile": _tile(weight.qtype),
+        "row_size": row_bytes,
+        "n_out": n_out,
+        "n_in": n_in,
+        "n_head": n_head,
+        "x_stride": row_size(x) // (n_head if x.kind is Kind.F32 else 1),
+        "chunk_rows": _chunk_rows(row_bytes, n_out * n_head, n_threads),
+        "n_threads": n_threads,
+    }
+    return "matmul.matmul_heads", structs.MATMUL_HEADS, special
+
+
+def _quantize_heads(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    out, n_head = task.outputs["out"], task.options["n_head"]
+    special: dict[str, Value] = {
+        "width": task.inputs["x"].cols // n_head,
+        "n": out.cols,
+        "out_stride": row_size(out),
+    }
+    return f"activation.quantize_heads_{out.kind.value}", structs.QUANTIZE_HEADS, special
+
+
+def _concat(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    n_head = task.options["n_head"]
+    n_a, b_width = (task.inputs[name].cols // n_head for name in ("a", "b"))
+    return "elementwise.concat", structs.CONCAT, {"n_a": n_a, "b_width": b_width}
+
+
+def _scale_rows(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    return "elementwise.scale_rows", structs.SCALE_ROWS, {"n": task.outputs["x"].cols}
+
+
 def _rope(task: Task, memory: Memory, n_threads: int) -> Lowered:
-    n_embd_head = task.outputs["x"].cols // task.options["n_head"]
-    return "elementwise.rope", structs.ROPE, {"n_embd_head": n_embd_head}
+    x = task.outputs["x"]
+    special: dict[str, Value] = {
+        "n_embd_head": x.cols // task.options["n_head"],
+        "x": memory.address(x) + 4 * task.options["first"],
+    }
+    return "elementwise.rope", structs.ROPE, special
 
 
 def _kv_store(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -232,6 +273,10 @@ _LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
     Op.SCALE: _scale,
     Op.MATMUL: _matmul,
     Op.MATMUL_ID: _matmul_id,
+    Op.MATMUL_HEADS: _matmul_heads,
+    Op.QUANTIZE_HEADS: _quantize_heads,
+    Op.CONCAT: _concat,
+    Op.SCALE_ROWS: _scale_rows,
     Op.ROPE: _rope,
     Op.KV_STORE: _kv_store,
     Op.ATTENTION: _attention,

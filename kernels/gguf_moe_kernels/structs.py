@@ -39,6 +39,20 @@ MATMUL_ID = _struct(
     "tiles weights row_sizes n_out n_in x x_stride x_index out used n_used first chunk_rows n_threads"
 )
 
+# The same for matrices that each head has its own of: out[i, h] = weight[h] . x[i, h], float32
+# [rows, n_head, n_out]. The matrices lie one behind the other; x[i, h] is at x + (i * n_head + h) * x_stride.
+MATMUL_HEADS = _struct("tile weight row_size n_out n_in n_head x x_stride out rows chunk_rows n_threads")
+
+# x -> out: the first n of each of n_head parts of a row, float32 [n_head, width], as one row of n activations
+QUANTIZE_HEADS = _struct("x width n n_head out out_stride rows")
+
+# out[i, h] = a[i, h], and behind it the last n_b elements of b[i, h], float32: a [n_head, n_a],
+# b [n_head, b_width]
+CONCAT = _struct("a n_a b b_width n_b n_head out rows")
+
+# x[i] *= factors[i], float32 [n]; factors: float32 [rows]
+SCALE_ROWS = _struct("x factors n rows")
+
 # Rotate the first n_rot of each head's n_embd_head elements in place. cos, sin: float32 [rows, n_rot / 2].
 # pair_stride 1: NORM (neighbours are a pair); n_rot / 2: NEOX (halves).
 ROPE = _struct("x n_head n_embd_head n_rot pair_stride cos sin rows")

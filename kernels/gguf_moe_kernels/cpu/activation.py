@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
@@ -9,7 +12,7 @@ from numba.extending import intrinsic
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.constants import SMALLEST_AMAX
 from gguf_moe_kernels.cpu.arithmetic import float_from_bits, round_even, to_float, to_int
-from gguf_moe_kernels.cpu.compile import op
+from gguf_moe_kernels.cpu.compile import Kernel, op
 from gguf_moe_kernels.cpu.half import f16_to_f32, f32_to_f16
 from gguf_moe_kernels.cpu.memory import (
     load_f32,
@@ -61,12 +64,9 @@ def quantize_block(x, n, inverse, out):
     return total
 
 
-@op(structs.QUANTIZE)
-def quantize_q8_0(args, chunk, thread):
-    a = carray(args, 1)[0]
-    if chunk >= load_i64(a.rows, 0):
-        return 0
-    n, x, out = a.n, a.x + chunk * a.n * 4, a.out + chunk * a.out_stride
+@njit
+def quantize_row_q8_0(x, n, out):
+    """One row of n activations."""
     fours = (n // 32 + 3) // 4
     scales = out + 128 * fours
     for ib in range(n // 32):
@@ -74,15 +74,11 @@ def quantize_q8_0(args, chunk, thread):
         total = quantize_block(x + ib * 128, 32, inverse_scale(amax), out + ib * 32)
         store_f32(scales, 4 * ib, round_f16(amax / LIMIT))
         store_i32(scales + 16 * fours, 4 * ib, total)
-    return 1
 
 
-@op(structs.QUANTIZE)
-def quantize_q8_1(args, chunk, thread):
-    a = carray(args, 1)[0]
-    if chunk >= load_i64(a.rows, 0):
-        return 0
-    n, x, out = a.n, a.x + chunk * a.n * 4, a.out + chunk * a.out_stride
+@njit
+def quantize_row_q8_1(x, n, out):
+    """One row of n activations."""
     fours = (n // 32 + 3) // 4
     scales = out + 128 * fours
     for ib in range(n // 32):
@@ -91,15 +87,11 @@ def quantize_q8_1(args, chunk, thread):
         total = quantize_block(x + ib * 128, 32, inverse_scale(amax), out + ib * 32)
         store_f32(scales, 4 * ib, round_f16(d))
         store_f32(scales + 16 * fours, 4 * ib, round_f16(d * to_float(total)))
-    return 1
 
 
-@op(structs.QUANTIZE)
-def quantize_q8_k(args, chunk, thread):
-    a = carray(args, 1)[0]
-    if chunk >= load_i64(a.rows, 0):
-        return 0
-    n, x, out = a.n, a.x + chunk * a.n * 4, a.out + chunk * a.out_stride
+@njit
+def quantize_row_q8_k(x, n, out):
+    """One row of n activations."""
     fours = (n // 256 + 3) // 4
     scales = out + 1024 * fours
     for ib in range(n // 256):
@@ -110,4 +102,41 @@ def quantize_q8_k(args, chunk, thread):
             at = 256 * ib + 16 * j
             store_i16(sums, j // 2 * 16 + j % 2 * 2, quantize_block(x + 4 * at, 16, inverse, out + at))
         store_f32(scales, 4 * ib, ONE / inverse if inverse > ZERO else amax - amax)
-    return 1
+
+
+def make_quantize(quantize_row: Callable[..., Any]) -> Kernel:
+    """The quantize op of one format."""
+
+    @op(structs.QUANTIZE)
+    def quantize(args, chunk, thread):
+        a = carray(args, 1)[0]
+        if chunk >= load_i64(a.rows, 0):
+            return 0
+        quantize_row(a.x + chunk * a.n * 4, a.n, a.out + chunk * a.out_stride)
+        return 1
+
+    return quantize
+
+
+def make_quantize_heads(quantize_row: Callable[..., Any]) -> Kernel:
+    """The quantize_heads op of one format."""
+
+    @op(structs.QUANTIZE_HEADS)
+    def quantize_heads(args, chunk, thread):
+        a = carray(args, 1)[0]
+        if chunk >= load_i64(a.rows, 0):
+            return 0
+        for head in range(chunk * a.n_head, (chunk + 1) * a.n_head):
+            quantize_row(a.x + head * a.width * 4, a.n, a.out + head * a.out_stride)
+        return 1
+
+    return quantize_heads
+
+
+quantize_q8_0, quantize_q8_1, quantize_q8_k = (
+    make_quantize(quantize_row) for quantize_row in (quantize_row_q8_0, quantize_row_q8_1, quantize_row_q8_k)
+)
+quantize_heads_q8_0, quantize_heads_q8_1, quantize_heads_q8_k = (
+    make_quantize_heads(quantize_row)
+    for quantize_row in (quantize_row_q8_0, quantize_row_q8_1, quantize_row_q8_k)
+)

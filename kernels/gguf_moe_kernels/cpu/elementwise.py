@@ -60,6 +60,33 @@ def scale(args, chunk, thread):
     return 1
 
 
+@op(structs.SCALE_ROWS)
+def scale_rows(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, x, factor = a.n, a.x + 4 * a.n * chunk, load_f32(a.factors, 4 * chunk)
+    for i in range(n):
+        store_f32(x, 4 * i, load_f32(x, 4 * i) * factor)
+    return 1
+
+
+@op(structs.CONCAT)
+def concat(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n_a, n_b = a.n_a, a.n_b
+    for head in range(chunk * a.n_head, (chunk + 1) * a.n_head):
+        first, out = a.a + 4 * head * n_a, a.out + 4 * head * (n_a + n_b)
+        second = a.b + 4 * ((head + 1) * a.b_width - n_b)
+        for i in range(n_a):
+            store_f32(out, 4 * i, load_f32(first, 4 * i))
+        for i in range(n_b):
+            store_f32(out, 4 * (n_a + i), load_f32(second, 4 * i))
+    return 1
+
+
 @njit
 def rotate(x, n_pairs, step, pair_stride, cos, sin):
     """Turn each pair (x[i * step], x[i * step + pair_stride]) by its angle, in place."""

@@ -62,6 +62,34 @@ def matmul(args, chunk, thread):
     return 1
 
 
+@op(structs.MATMUL_HEADS)
+def matmul_heads(args, chunk, thread):
+    a = carray(args, 1)[0]
+    chunks_per_head = (a.n_out + a.chunk_rows - 1) // a.chunk_rows
+    place = spread(chunk, a.n_head * chunks_per_head, a.n_threads)
+    if place < 0:
+        return 0
+    head = place // chunks_per_head
+    if head >= a.n_head:
+        return 1
+    start = (place - head * chunks_per_head) * a.chunk_rows
+    first_row = head * a.n_out + start
+    call_tile(
+        a.tile,
+        a.weight + first_row * a.row_size,
+        a.row_size,
+        min(a.chunk_rows, a.n_out - start),
+        a.n_in,
+        a.x + head * a.x_stride,
+        a.n_head * a.x_stride,
+        0,
+        load_i64(a.rows, 0),
+        a.out + 4 * first_row,
+        4 * a.n_head * a.n_out,
+    )
+    return 1
+
+
 @op(structs.MATMUL_ID)
 def matmul_id(args, chunk, thread):
     a = carray(args, 1)[0]

@@ -60,6 +60,13 @@ def matmul(
     out[:] = result
 
 
+def matmul_heads(qtype: GGMLType, weight: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    """out[i, h] = weight[h] . x[i, h]. weight: u8 [n_head, n_out, row_size]; x: [rows, n_head, ...] in the
+    type's format; out: float32 [rows, n_head, n_out]."""
+    for h, matrix in enumerate(weight):
+        out[:, h] = tile(qtype, matrix, x[:, h])
+
+
 def matmul_id(
     qtypes: Sequence[GGMLType],
     weights: Sequence[np.ndarray],

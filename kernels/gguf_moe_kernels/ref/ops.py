@@ -45,12 +45,32 @@ def scale(x: np.ndarray, out: np.ndarray, factor: float, residual: np.ndarray | 
 
 
 @quiet
-def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, n_head: int, n_rot: int, pair_stride: int) -> None:
-    """Rotate the first n_rot elements of each of n_head heads, in place. cos, sin: [rows, n_rot / 2].
+def scale_rows(x: np.ndarray, factors: np.ndarray) -> None:
+    """x[i] *= factors[i], in place. factors: [rows, 1]."""
+    x *= factors
+
+
+def concat(a: np.ndarray, b: np.ndarray, out: np.ndarray, n_head: int, n_b: int) -> None:
+    """out[i, h] = a[i, h] and behind it the last n_b elements of b[i, h], for the n_head parts of a row."""
+    a, b = (x.reshape(len(x), n_head, -1) for x in (a, b))
+    out[:] = np.concatenate([a, b[..., b.shape[2] - n_b :]], axis=2).reshape(out.shape)
+
+
+@quiet
+def rope(
+    x: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    n_head: int,
+    n_rot: int,
+    pair_stride: int,
+    first: int = 0,
+) -> None:
+    """Rotate n_rot elements of each of n_head heads, from `first` on, in place. cos, sin: [rows, n_rot / 2].
 
     pair_stride 1: neighbours are a pair; n_rot / 2: an element of the first half with one of the second.
     """
-    heads = x.reshape(len(x), n_head, -1)
+    heads = x.reshape(len(x), n_head, -1)[..., first:]
     i = np.arange(n_rot // 2)
     first = 2 * i if pair_stride == 1 else i
     second = first + pair_stride
