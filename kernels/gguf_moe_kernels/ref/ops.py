@@ -72,12 +72,12 @@ def rope(
     """
     heads = x.reshape(len(x), n_head, -1)[..., first:]
     i = np.arange(n_rot // 2)
-    first = 2 * i if pair_stride == 1 else i
-    second = first + pair_stride
-    x0, x1 = heads[..., first], heads[..., second]
+    one = 2 * i if pair_stride == 1 else i
+    other = one + pair_stride
+    x0, x1 = heads[..., one], heads[..., other]
     c, s = cos[:, None, :], sin[:, None, :]
-    heads[..., first] = fma(x0, c, -(x1 * s))
-    heads[..., second] = fma(x0, s, x1 * c)
+    heads[..., one] = fma(x0, c, -(x1 * s))
+    heads[..., other] = fma(x0, s, x1 * c)
 
 
 @quiet
