@@ -48,7 +48,11 @@ _FORMATS = {
     ActivationFormat.F32: (_T.F32, _T.F16, _T.BF16),
     ActivationFormat.Q8_0: (_T.Q4_0, _T.Q5_0, _T.Q8_0, _T.IQ4_NL, _T.MXFP4),
     ActivationFormat.Q8_1: (_T.Q4_1, _T.Q5_1),
-    ActivationFormat.Q8_K: (_T.Q2_K, _T.Q3_K, _T.Q4_K, _T.Q5_K, _T.Q6_K, _T.IQ4_XS),
+    ActivationFormat.Q8_K: (
+        *(_T.Q2_K, _T.Q3_K, _T.Q4_K, _T.Q5_K, _T.Q6_K),
+        *(_T.IQ4_XS, _T.IQ3_S, _T.IQ3_XXS, _T.IQ2_S, _T.IQ2_XS, _T.IQ2_XXS, _T.IQ1_M, _T.IQ1_S),
+        *(_T.TQ2_0, _T.TQ1_0),
+    ),
 }
 ACTIVATION_FORMAT: dict[GGMLType, ActivationFormat] = {
     qtype: activation for activation, qtypes in _FORMATS.items() for qtype in qtypes

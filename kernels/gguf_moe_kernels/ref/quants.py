@@ -8,11 +8,12 @@ Every type is whole numbers with a scale for each group of them:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from gguf_moe_kernels.quants import GGMLType
+from gguf_moe_kernels.ref import codebook_types
+from gguf_moe_kernels.ref.blocks import Blocks, bits, crumbs, f16, groups_of_16, nibbles
 from gguf_moe_kernels.ref.exact import quiet
 
 IQ4_VALUES = np.array(
@@ -20,22 +21,6 @@ IQ4_VALUES = np.array(
 )  # kvalues_iq4nl
 MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int32)  # kvalues_mxfp4
 FLOAT_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Rows of blocks, unpacked. All have the leading axes [rows, blocks]."""
-
-    q: np.ndarray
-    """int32 [..., groups, group size]."""
-    d: np.ndarray
-    """float32 [...]."""
-    scale: np.ndarray
-    """int32 [..., groups]."""
-    dmin: np.ndarray | None = None
-    """float32 [...], where the type has minimums."""
-    minimum: np.ndarray | None = None
-    """int32 [..., groups]."""
 
 
 @quiet
@@ -64,20 +49,6 @@ def _floats(qtype: GGMLType, rows: np.ndarray) -> np.ndarray:
     return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
-def _f16(w: np.ndarray, offset: int) -> np.ndarray:
-    return np.ascontiguousarray(w[..., offset : offset + 2]).view(np.float16)[..., 0].astype(np.float32)
-
-
-def _nibbles(packed: np.ndarray) -> np.ndarray:
-    """u8 [..., n] -> int32 [..., 2 n]: all low nibbles, then all high ones."""
-    return np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int32)
-
-
-def _bits(packed: np.ndarray) -> np.ndarray:
-    """u8 [..., 4] -> int32 [..., 32]: the bits, lowest first."""
-    return np.unpackbits(packed, axis=-1, bitorder="little").astype(np.int32)
-
-
 def _one_group(q: np.ndarray, d: np.ndarray, m: np.ndarray | None = None) -> Blocks:
     """A type of 32 weights with one scale, and perhaps an m that is added (so it is a negative minimum)."""
     ones = np.ones((*d.shape, 1), np.int32)
@@ -85,56 +56,46 @@ def _one_group(q: np.ndarray, d: np.ndarray, m: np.ndarray | None = None) -> Blo
 
 
 def _q4_0(w: np.ndarray) -> Blocks:
-    return _one_group(_nibbles(w[..., 2:]) - 8, _f16(w, 0))
+    return _one_group(nibbles(w[..., 2:]) - 8, f16(w, 0))
 
 
 def _q4_1(w: np.ndarray) -> Blocks:
-    return _one_group(_nibbles(w[..., 4:]), _f16(w, 0), _f16(w, 2))
+    return _one_group(nibbles(w[..., 4:]), f16(w, 0), f16(w, 2))
 
 
 def _q5_0(w: np.ndarray) -> Blocks:
-    return _one_group((_nibbles(w[..., 6:]) | _bits(w[..., 2:6]) << 4) - 16, _f16(w, 0))
+    return _one_group((nibbles(w[..., 6:]) | bits(w[..., 2:6]) << 4) - 16, f16(w, 0))
 
 
 def _q5_1(w: np.ndarray) -> Blocks:
-    return _one_group(_nibbles(w[..., 8:]) | _bits(w[..., 4:8]) << 4, _f16(w, 0), _f16(w, 2))
+    return _one_group(nibbles(w[..., 8:]) | bits(w[..., 4:8]) << 4, f16(w, 0), f16(w, 2))
 
 
 def _q8_0(w: np.ndarray) -> Blocks:
-    return _one_group(w[..., 2:].astype(np.int8).astype(np.int32), _f16(w, 0))
+    return _one_group(w[..., 2:].astype(np.int8).astype(np.int32), f16(w, 0))
 
 
 def _iq4_nl(w: np.ndarray) -> Blocks:
-    return _one_group(IQ4_VALUES[_nibbles(w[..., 2:])], _f16(w, 0))
+    return _one_group(IQ4_VALUES[nibbles(w[..., 2:])], f16(w, 0))
 
 
 def _mxfp4(w: np.ndarray) -> Blocks:
     d = np.ldexp(np.float32(1.0), w[..., 0].astype(np.int32) - 128)
-    return _one_group(MXFP4_VALUES[_nibbles(w[..., 1:])], d)
-
-
-def _crumbs(packed: np.ndarray) -> np.ndarray:
-    """u8 [..., 64] -> int32 [..., 8, 32]: of each 32 bytes first bits 0 and 1, then 2 and 3, and so on."""
-    halves = packed.reshape(*packed.shape[:-1], 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]
-    return (halves & 3).reshape(*packed.shape[:-1], 8, 32).astype(np.int32)
-
-
-def _groups_of_16(q: np.ndarray) -> np.ndarray:
-    return q.reshape(*q.shape[:2], 16, 16)
+    return _one_group(MXFP4_VALUES[nibbles(w[..., 1:])], d)
 
 
 def _q2_k(w: np.ndarray) -> Blocks:
     scales = w[..., :16].astype(np.int32)
-    return Blocks(_groups_of_16(_crumbs(w[..., 16:80])), _f16(w, 80), scales & 15, _f16(w, 82), scales >> 4)
+    return Blocks(groups_of_16(crumbs(w[..., 16:80])), f16(w, 80), scales & 15, f16(w, 82), scales >> 4)
 
 
 def _q3_k(w: np.ndarray) -> Blocks:
     third = w[..., None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-    q = (_crumbs(w[..., 32:96]) | third.astype(np.int32) << 2) - 4
-    low = _nibbles(w[..., 96:104])
+    q = (crumbs(w[..., 32:96]) | third.astype(np.int32) << 2) - 4
+    low = nibbles(w[..., 96:104])
     high = w[..., None, 104:108] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
     scale = (low | high.reshape(low.shape).astype(np.int32) << 4) - 32
-    return Blocks(_groups_of_16(q), _f16(w, 108), scale)
+    return Blocks(groups_of_16(q), f16(w, 108), scale)
 
 
 def _scales_and_minimums(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,34 +108,34 @@ def _scales_and_minimums(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _pairs_of_groups(packed: np.ndarray) -> np.ndarray:
     """u8 [..., 128] -> int32 [..., 8, 32]: each 32 bytes hold a group in the low, one in the high nibbles."""
-    return _nibbles(packed.reshape(*packed.shape[:-1], 4, 32)).reshape(*packed.shape[:-1], 8, 32)
+    return nibbles(packed.reshape(*packed.shape[:-1], 4, 32)).reshape(*packed.shape[:-1], 8, 32)
 
 
 def _q4_k(w: np.ndarray) -> Blocks:
     scale, minimum = _scales_and_minimums(w[..., 4:16])
-    return Blocks(_pairs_of_groups(w[..., 16:]), _f16(w, 0), scale, _f16(w, 2), minimum)
+    return Blocks(_pairs_of_groups(w[..., 16:]), f16(w, 0), scale, f16(w, 2), minimum)
 
 
 def _q5_k(w: np.ndarray) -> Blocks:
     scale, minimum = _scales_and_minimums(w[..., 4:16])
     fifth = w[..., None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
     q = _pairs_of_groups(w[..., 48:]) | fifth.astype(np.int32) << 4
-    return Blocks(q, _f16(w, 0), scale, _f16(w, 2), minimum)
+    return Blocks(q, f16(w, 0), scale, f16(w, 2), minimum)
 
 
 def _q6_k(w: np.ndarray) -> Blocks:
     halves = w[..., :128].reshape(*w.shape[:-1], 2, 64)
-    low = _nibbles(halves).reshape(*w.shape[:-1], 8, 32)
-    q = (low | _crumbs(w[..., 128:192]) << 4) - 32
-    return Blocks(_groups_of_16(q), _f16(w, 208), w[..., 192:208].astype(np.int8).astype(np.int32))
+    low = nibbles(halves).reshape(*w.shape[:-1], 8, 32)
+    q = (low | crumbs(w[..., 128:192]) << 4) - 32
+    return Blocks(groups_of_16(q), f16(w, 208), w[..., 192:208].astype(np.int8).astype(np.int32))
 
 
 def _iq4_xs(w: np.ndarray) -> Blocks:
     low = np.stack([w[..., 4:8] & 15, w[..., 4:8] >> 4], axis=-1).reshape(*w.shape[:-1], 8).astype(np.int32)
     high = w[..., 2:4, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3
     scale = (low | high.reshape(low.shape).astype(np.int32) << 4) - 32
-    q = IQ4_VALUES[_nibbles(w[..., 8:].reshape(*w.shape[:-1], 8, 16))]
-    return Blocks(q, _f16(w, 0), scale)
+    q = IQ4_VALUES[nibbles(w[..., 8:].reshape(*w.shape[:-1], 8, 16))]
+    return Blocks(q, f16(w, 0), scale)
 
 
 _UNPACK: dict[GGMLType, Callable[[np.ndarray], Blocks]] = {
@@ -191,4 +152,5 @@ _UNPACK: dict[GGMLType, Callable[[np.ndarray], Blocks]] = {
     GGMLType.IQ4_NL: _iq4_nl,
     GGMLType.IQ4_XS: _iq4_xs,
     GGMLType.MXFP4: _mxfp4,
+    **codebook_types.UNPACK,
 }
