@@ -132,6 +132,13 @@ def random_rows():
     return _random_rows
 
 
+def set_d_of_iq1_m(blocks, d):
+    """Write float16 d [..., 1] into u8 blocks [..., 56] of IQ1_M: four bits in each of the last four u16."""
+    words = blocks[..., 48:56].copy().view(np.uint16)
+    words = words & 0xFFF | d.view(np.uint16) >> np.arange(0, 16, 4, dtype=np.uint16) << 12
+    blocks[..., 48:56] = words.astype(np.uint16).view(np.uint8)
+
+
 def _random_rows(rng, qtype, n_rows, n):
     weights = rng.standard_normal((n_rows, n), np.float32)
     try:
@@ -142,7 +149,10 @@ def _random_rows(rng, qtype, n_rows, n):
         blocks = rows.reshape(n_rows, -1, qtype.type_size)
         for offset in SCALE_OFFSETS.get(qtype.name, (0,)):
             scale = rng.uniform(1e-4, 1e-3, (*blocks.shape[:2], 1)).astype(np.float16)
-            blocks[..., offset : offset + 2] = scale.view(np.uint8)
+            if qtype is GGMLType.IQ1_M:
+                set_d_of_iq1_m(blocks, scale)
+            else:
+                blocks[..., offset : offset + 2] = scale.view(np.uint8)
     return np.ascontiguousarray(rows).view(np.uint8).reshape(n_rows, -1)
 
 

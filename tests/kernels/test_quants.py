@@ -110,9 +110,14 @@ def test_zero_weights_and_zero_activations_give_zero(rng, qtype, tile, random_ro
 def test_a_weight_that_is_not_a_number_shows(rng, qtype, tile, dequantize, random_rows):
     rows = random_rows(rng, qtype, 2, 512)
     block = rows[0, qtype.row_size(512) - qtype.type_size :]
-    scale = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(qtype.name, 0)
+    scale = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208, "TQ1_0": 52, "TQ2_0": 64}.get(qtype.name, 0)
     nan = np.float32(np.nan) if qtype is GGMLType.F32 else np.float16(np.nan)
-    block[scale : scale + nan.nbytes] = np.frombuffer(nan.tobytes(), np.uint8)
+    if qtype is GGMLType.IQ1_M:
+        block[49::2] = (block[49::2] & 15) | np.array(
+            [0x00, 0x00, 0xE0, 0x70], np.uint8
+        )  # 0x7E00, by nibbles
+    else:
+        block[scale : scale + nan.nbytes] = np.frombuffer(nan.tobytes(), np.uint8)
     if qtype is GGMLType.BF16:
         block[:] = (0xC0, 0x7F)
     assert np.isnan(dequantize(qtype, rows)[0]).any()

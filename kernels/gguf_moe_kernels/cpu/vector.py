@@ -168,6 +168,12 @@ def as_bytes(typingctx, v):
 
 
 @intrinsic
+def first_i8x16(typingctx, v):
+    """The first 16 bytes of an i8x64."""
+    return i8x16(i8x64), lambda context, builder, sig, args: pick(builder, args[0], range(16))
+
+
+@intrinsic
 def float_bits(typingctx, v):
     """An i32x16 of the bits of float32 as f32x16."""
     return f32x16(i32x16), lambda context, builder, sig, args: builder.bitcast(args[0], f32x16.llvm)

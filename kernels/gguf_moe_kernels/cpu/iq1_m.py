@@ -1,0 +1,60 @@
+"""IQ1_M: 256 weights in 56 bytes: 32 bytes of indices, a nibble for each of them, four u16 of scales.
+
+The nibble has the 3 high bits of the index and the sign of the shift. An u16 has the 3-bit scales of four
+groups of 16 weights, and above them 4 bits of the f16 d. The codebook and the weights are those of IQ1_S.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
+from gguf_moe_kernels.cpu.codebook import add_where, bytes_of_3_bits, odd, times
+from gguf_moe_kernels.cpu.iq1_s import EIGHTH, entry_of
+from gguf_moe_kernels.cpu.memory import load_u8, load_u32
+from gguf_moe_kernels.cpu.tile import make_tile
+from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
+
+LAYOUT = Layout(block_size=256, type_size=56, group=16, offset=9)
+
+
+@njit
+def unpack_header(places, apart, header):
+    a, b = gather_u16(places, apart, 48), gather_u16(places, apart, 50)
+    c, d = gather_u16(places, apart, 52), gather_u16(places, apart, 54)
+    store_scales(header, 0, as_bytes(odd(bytes_of_3_bits(a))))
+    store_scales(header, 1, as_bytes(odd(bytes_of_3_bits(b))))
+    store_scales(header, 2, as_bytes(odd(bytes_of_3_bits(c))))
+    store_scales(header, 3, as_bytes(odd(bytes_of_3_bits(d))))
+    half = a >> 12 | b >> 8 & 0xF0 | c >> 4 & 0xF00 | d & 0xF000
+    store_d(header, times(low_f16(half), EIGHTH))
+
+
+@njit
+def quants(w, k):
+    """Weights 64k .. 64k + 63 as bytes 0..18."""
+    a, high = w + 8 * k, load_u32(w, 32 + 4 * k)
+    entries = entry_of(
+        load_u8(a, 0) | high << 8 & 0x700,
+        load_u8(a, 1) | high << 4 & 0x700,
+        load_u8(a, 2) | high & 0x700,
+        load_u8(a, 3) | high >> 4 & 0x700,
+        load_u8(a, 4) | high >> 8 & 0x700,
+        load_u8(a, 5) | high >> 12 & 0x700,
+        load_u8(a, 6) | high >> 16 & 0x700,
+        load_u8(a, 7) | high >> 20 & 0x700,
+    )
+    return add_where(entries, bytes_of_high_bits(high ^ 0x88888888), 2)
+
+
+@njit
+def bytes_of_high_bits(nibbles):
+    """Eight bytes, with all bits set where the nibble's highest bit is."""
+    bits = nibbles >> 3
+    low = bits & 1 | bits << 4 & 1 << 8 | bits << 8 & 1 << 16 | bits << 12 & 1 << 24
+    high = bits << 16 & 1 << 32 | bits << 20 & 1 << 40 | bits << 24 & 1 << 48 | bits << 28 & 1 << 56
+    return (low | high) * 0xFF
+
+
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

@@ -1,0 +1,63 @@
+"""IQ1_S: 256 weights in 50 bytes: f16 d, 32 bytes of indices, an u16 for each group of 32 weights.
+
+An entry of the codebook is 8 of -1, 0, 1. The u16 has 3 high bits for each of four indices, 3 bits of scale,
+and the sign of a shift: weight = d / 8 * (2 scale + 1) * (8 entry +- 1).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gguf_moe_kernels.codebooks import CODEBOOKS
+from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
+from gguf_moe_kernels.cpu.codebook import add_where, make_codebook, odd, times
+from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, gather_columns
+from gguf_moe_kernels.cpu.memory import load_u8, load_u32
+from gguf_moe_kernels.cpu.tile import make_tile
+from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
+from gguf_moe_kernels.quants import GGMLType
+
+LAYOUT = Layout(block_size=256, type_size=50, offset=9)
+EIGHTH = np.float32(0.125)
+LOWEST = (8 * CODEBOOKS[GGMLType.IQ1_S] + 8).astype(np.int8)
+"""What is stored where the shift is negative; two more where it is positive."""
+entry_of = make_codebook(LOWEST)
+
+
+@njit
+def scales_of_two(words):
+    """The scales in both halves of each lane, as bytes 0 and 1."""
+    return words >> 12 & 7 | words >> 20 & 0x700
+
+
+@njit
+def unpack_header(places, apart, header):
+    store_d(header, times(low_f16(gather_u16(places, apart, 0)), EIGHTH))
+    words = gather_columns(places, apart, 34)
+    first = scales_of_two(column_0(words)) | scales_of_two(column_1(words)) << 16
+    second = scales_of_two(column_2(words)) | scales_of_two(column_3(words)) << 16
+    store_scales(header, 0, as_bytes(odd(first)))
+    store_scales(header, 1, as_bytes(odd(second)))
+
+
+@njit
+def quants(w, k):
+    """The weights of groups 2k and 2k + 1 as bytes 0..18."""
+    a, high = w + 2 + 8 * k, load_u32(w, 34 + 4 * k)
+    entries = entry_of(
+        load_u8(a, 0) | high << 8 & 0x700,
+        load_u8(a, 1) | high << 5 & 0x700,
+        load_u8(a, 2) | high << 2 & 0x700,
+        load_u8(a, 3) | high >> 1 & 0x700,
+        load_u8(a, 4) | high >> 8 & 0x700,
+        load_u8(a, 5) | high >> 11 & 0x700,
+        load_u8(a, 6) | high >> 14 & 0x700,
+        load_u8(a, 7) | high >> 17 & 0x700,
+    )
+    positive = (high & 0x80008000) ^ 0x80008000
+    return add_where(entries, (positive >> 15 & 1 | positive << 1 & 1 << 32) * 0xFFFFFFFF, 2)
+
+
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

@@ -1,0 +1,60 @@
+"""IQ2_S: 256 weights in 82 bytes: f16 d, 32 bytes of indices, 32 bytes of signs, 8 bytes of high bits, scales.
+
+Entry i of the codebook has 8 weights; its index is byte i with bits 2i and 2i + 1 of the high bits above it.
+Nibble j of the 8 bytes of scales is that of group j of 16 weights: weight = d / 8 * (2 scale + 1) * sign *
+entry.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gguf_moe_kernels.codebooks import CODEBOOKS
+from gguf_moe_kernels.cpu.block import (
+    Layout,
+    gather_u16,
+    gather_u32,
+    make_dequantize,
+    store_d,
+    store_scales,
+)
+from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, negative_where, odd, times
+from gguf_moe_kernels.cpu.memory import load_i64, load_u8
+from gguf_moe_kernels.cpu.tile import make_tile
+from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
+from gguf_moe_kernels.quants import GGMLType
+
+LAYOUT = Layout(block_size=256, type_size=82, group=16, is_signed=True)
+EIGHTH = np.float32(0.125)
+entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_S])
+
+
+@njit
+def unpack_header(places, apart, header):
+    store_d(header, times(low_f16(gather_u16(places, apart, 0)), EIGHTH))
+    for half in range(2):
+        scales = gather_u32(places, apart, 74 + 4 * half)
+        store_scales(header, 2 * half, as_bytes(odd(bytes_of_nibbles(scales))))
+        store_scales(header, 2 * half + 1, as_bytes(odd(bytes_of_nibbles(scales >> 16))))
+
+
+@njit
+def quants(w, k):
+    """Weights 64k .. 64k + 63 as signed bytes."""
+    a, b, c = w + 2 + 8 * k, load_u8(w, 66 + 2 * k), load_u8(w, 67 + 2 * k)
+    entries = entry_of(
+        load_u8(a, 0) | b << 8 & 0x300,
+        load_u8(a, 1) | b << 6 & 0x300,
+        load_u8(a, 2) | b << 4 & 0x300,
+        load_u8(a, 3) | b << 2 & 0x300,
+        load_u8(a, 4) | c << 8 & 0x300,
+        load_u8(a, 5) | c << 6 & 0x300,
+        load_u8(a, 6) | c << 4 & 0x300,
+        load_u8(a, 7) | c << 2 & 0x300,
+    )
+    return negative_where(entries, load_i64(w, 34 + 8 * k))
+
+
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

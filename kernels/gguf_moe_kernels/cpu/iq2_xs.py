@@ -1,0 +1,66 @@
+"""IQ2_XS: 256 weights in 74 bytes: f16 d, 32 u16 for 8 weights each, 8 bytes of scales.
+
+The low 9 bits of an u16 are the index of a codebook entry, the high 7 its signs. Nibble j of the scales is
+that of group j of 16 weights: weight = d / 8 * (2 scale + 1) * sign * entry.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gguf_moe_kernels.codebooks import CODEBOOKS
+from gguf_moe_kernels.cpu.block import (
+    Layout,
+    gather_u16,
+    gather_u32,
+    make_dequantize,
+    store_d,
+    store_scales,
+)
+from gguf_moe_kernels.cpu.codebook import (
+    bytes_of_nibbles,
+    even_signs,
+    make_codebook,
+    negative_where,
+    odd,
+    times,
+)
+from gguf_moe_kernels.cpu.memory import load_i64
+from gguf_moe_kernels.cpu.tile import make_tile
+from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
+from gguf_moe_kernels.quants import GGMLType
+
+LAYOUT = Layout(block_size=256, type_size=74, group=16, is_signed=True)
+EIGHTH = np.float32(0.125)
+entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_XS])
+
+
+@njit
+def unpack_header(places, apart, header):
+    store_d(header, times(low_f16(gather_u16(places, apart, 0)), EIGHTH))
+    for half in range(2):
+        scales = gather_u32(places, apart, 66 + 4 * half)
+        store_scales(header, 2 * half, as_bytes(odd(bytes_of_nibbles(scales))))
+        store_scales(header, 2 * half + 1, as_bytes(odd(bytes_of_nibbles(scales >> 16))))
+
+
+@njit
+def signs_of(four):
+    """The four 7-bit fields above the indices, close together."""
+    return four >> 9 & 0x7F | four >> 18 & 0x3F80 | four >> 27 & 0x1FC000 | four >> 36 & 0xFE00000
+
+
+@njit
+def quants(w, k):
+    """Weights 64k .. 64k + 63 as signed bytes."""
+    a, b = load_i64(w, 2 + 16 * k), load_i64(w, 10 + 16 * k)
+    entries = entry_of(
+        a & 511, a >> 16 & 511, a >> 32 & 511, a >> 48 & 511,
+        b & 511, b >> 16 & 511, b >> 32 & 511, b >> 48 & 511,
+    )  # fmt: skip
+    return negative_where(entries, even_signs(signs_of(a), signs_of(b)))
+
+
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

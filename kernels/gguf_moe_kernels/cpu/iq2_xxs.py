@@ -1,0 +1,50 @@
+"""IQ2_XXS: 256 weights in 66 bytes: f16 d, then 8 bytes for each group of 32 weights.
+
+Of a group's bytes four are indices of codebook entries, and an u32 has four 7-bit fields of signs and in its
+highest 4 bits a scale: weight = d / 8 * (2 scale + 1) * sign * entry.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gguf_moe_kernels.codebooks import CODEBOOKS
+from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
+from gguf_moe_kernels.cpu.codebook import even_signs, make_codebook, negative_where, odd, times
+from gguf_moe_kernels.cpu.lanes import column_1, column_3, gather_columns
+from gguf_moe_kernels.cpu.memory import load_u8, load_u32
+from gguf_moe_kernels.cpu.tile import make_tile
+from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
+from gguf_moe_kernels.quants import GGMLType
+
+LAYOUT = Layout(block_size=256, type_size=66, is_signed=True)
+EIGHTH = np.float32(0.125)
+entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_XXS])
+
+
+@njit
+def unpack_header(places, apart, header):
+    store_d(header, times(low_f16(gather_u16(places, apart, 0)), EIGHTH))
+    for c in range(2):
+        a, b = gather_columns(places, apart, 2 + 32 * c), gather_columns(places, apart, 18 + 32 * c)
+        scales = (
+            column_1(a) >> 28 | column_3(a) >> 28 << 8 | column_1(b) >> 28 << 16 | column_3(b) >> 28 << 24
+        )
+        store_scales(header, c, as_bytes(odd(scales)))
+
+
+@njit
+def quants(w, k):
+    """The weights of groups 2k and 2k + 1 as signed bytes."""
+    a = w + 2 + 16 * k
+    b = a + 8
+    entries = entry_of(
+        load_u8(a, 0), load_u8(a, 1), load_u8(a, 2), load_u8(a, 3),
+        load_u8(b, 0), load_u8(b, 1), load_u8(b, 2), load_u8(b, 3),
+    )  # fmt: skip
+    return negative_where(entries, even_signs(load_u32(a, 4), load_u32(b, 4)))
+
+
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)

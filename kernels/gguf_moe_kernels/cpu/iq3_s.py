@@ -1,0 +1,62 @@
+"""IQ3_S: 256 weights in 110 bytes: f16 d, 64 bytes of indices, 8 bytes of ninth bits, 32 of signs, 4 of scales.
+
+Each index is of a codebook entry of 4 weights. Nibble j of the scales is that of group j of 32 weights:
+weight = d * (2 scale + 1) * sign * entry.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from gguf_moe_kernels.codebooks import CODEBOOKS
+from gguf_moe_kernels.cpu.block import (
+    Layout,
+    gather_u16,
+    gather_u32,
+    make_dequantize,
+    store_d,
+    store_scales,
+)
+from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, negative_where, odd
+from gguf_moe_kernels.cpu.memory import load_i64, load_u8
+from gguf_moe_kernels.cpu.tile import make_tile
+from gguf_moe_kernels.cpu.vector import as_bytes, join, low_f16
+from gguf_moe_kernels.quants import GGMLType
+
+LAYOUT = Layout(block_size=256, type_size=110, offset=15)
+entry_of = make_codebook(CODEBOOKS[GGMLType.IQ3_S])
+
+
+@njit
+def unpack_header(places, apart, header):
+    store_d(header, low_f16(gather_u16(places, apart, 0)))
+    scales = gather_u32(places, apart, 106)
+    store_scales(header, 0, as_bytes(odd(bytes_of_nibbles(scales))))
+    store_scales(header, 1, as_bytes(odd(bytes_of_nibbles(scales >> 16))))
+
+
+@njit
+def entries_of(a, high):
+    """The entries that the 8 bytes at a choose, with the bits of `high` above them."""
+    return entry_of(
+        load_u8(a, 0) | high << 8 & 256,
+        load_u8(a, 1) | high << 7 & 256,
+        load_u8(a, 2) | high << 6 & 256,
+        load_u8(a, 3) | high << 5 & 256,
+        load_u8(a, 4) | high << 4 & 256,
+        load_u8(a, 5) | high << 3 & 256,
+        load_u8(a, 6) | high << 2 & 256,
+        load_u8(a, 7) | high << 1 & 256,
+    )
+
+
+@njit
+def quants(w, k):
+    """The weights of groups 2k and 2k + 1 as bytes 0..30."""
+    a = w + 2 + 16 * k
+    low, high = entries_of(a, load_u8(w, 66 + 2 * k)), entries_of(a + 8, load_u8(w, 67 + 2 * k))
+    return negative_where(join(low, high), load_i64(w, 74 + 8 * k)) + 15
+
+
+tile = make_tile(quants, unpack_header, LAYOUT)
+dequantize = make_dequantize(quants, unpack_header, LAYOUT)
