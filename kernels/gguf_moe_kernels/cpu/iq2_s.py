@@ -1,4 +1,4 @@
-"""IQ2_S: 256 weights in 82 bytes: f16 d, 32 bytes of indices, 32 bytes of signs, 8 bytes of high bits, scales.
+"""IQ2_S: 256 weights in 82 bytes: f16 d, 32 bytes of indices, 32 of signs, 8 of high bits, 8 of scales.
 
 Entry i of the codebook has 8 weights; its index is byte i with bits 2i and 2i + 1 of the high bits above it.
 Nibble j of the 8 bytes of scales is that of group j of 16 weights: weight = d / 8 * (2 scale + 1) * sign *
