@@ -16,7 +16,14 @@ ALLOWED = {
     "gguf_moe.text": {"gguf_moe.checkpoint"},
     "gguf_moe.arch": {"gguf_moe.checkpoint", "gguf_moe_kernels"},
     "gguf_moe.graph": {"gguf_moe.arch", "gguf_moe.checkpoint", "gguf_moe_kernels"},
-    "gguf_moe.runtime": {"gguf_moe.graph", "gguf_moe.arch", "gguf_moe.checkpoint", "gguf_moe_kernels"},
+    "gguf_moe.experts": set(),
+    "gguf_moe.runtime": {
+        "gguf_moe.arch",
+        "gguf_moe.checkpoint",
+        "gguf_moe.experts",
+        "gguf_moe.graph",
+        "gguf_moe_kernels",
+    },
     "gguf_moe.options": set(),
     "gguf_moe.sample": set(),
     "gguf_moe.generate": {"gguf_moe.runtime", "gguf_moe.sample", "gguf_moe.text"},
@@ -24,6 +31,7 @@ ALLOWED = {
     "gguf_moe.bench": {
         "gguf_moe.arch",
         "gguf_moe.checkpoint",
+        "gguf_moe.experts",
         "gguf_moe.options",
         "gguf_moe.runtime",
         "gguf_moe_kernels",

@@ -1,0 +1,1 @@
+"""Which expert is where: bookkeeping on numbers of layers, experts and slots, without weights or GPUs."""
