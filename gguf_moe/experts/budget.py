@@ -18,7 +18,7 @@ KV_TOKENS = 8192
 
 
 def parse_vram(text: str, total: int) -> int:
-    """Bytes of a budget: "12G" (12 * 10^9), "8000M", "12GiB" (12 * 2^30), or a share of the total such as "0.5".
+    """Bytes of a budget: "12G" (12 * 10^9), "8000M", "12GiB" (12 * 2^30), or "0.5" for half of the total.
 
     Raises OptionError for anything else, and for more than the GPU's total.
     """
@@ -73,6 +73,6 @@ def slots_per_layer(budget: int, slot_sizes: Sequence[int], n_expert: int) -> li
 
 
 def default_context(budget: int, kv_bytes_per_token: int, n_ctx_train: int) -> int:
-    """Positions that the KV cache may grow to when no context is asked for; a multiple of 256, at least 256."""
+    """Positions that the KV cache may grow to when no context is asked for: a multiple of 256."""
     fits = int(budget * KV_SHARE) // max(1, kv_bytes_per_token)
     return min(n_ctx_train, KV_TOKENS, max(256, fits // 256 * 256))

@@ -1,7 +1,8 @@
 """Which expert lies in which slot, and which uploads change that.
 
-One thread calls it between steps. `slot_of` and `table` say what a step may use. An upload takes its slot from an
-expert when it starts, for then its bytes are overwritten; the new expert is there only from `commit` on.
+One thread calls it between steps. `slot_of` and `table` say what a step may use. An upload takes its slot
+from an expert when it starts, for then its bytes are overwritten; the new expert is there only from `commit`
+on.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def make_policy(name: str, n_layer: int, n_expert: int) -> Policy:
 class Cache:
     """Slots of all layers. `slots_per_layer` may differ, and is 0 for a layer without experts.
 
-    A step is: run it, `used`, start the uploads that this gave, then at a step boundary `commit` each that has
-    arrived. Not more than max_in_flight are under way at any time.
+    A step is: run it, `used`, start the uploads that this gave, then at a step boundary `commit` each that
+    has arrived. Not more than max_in_flight are under way at any time.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Cache:
     def refill(self) -> list[Upload]:
         """Uploads of the experts that the policy ranks best: into free slots, or for clearly worse ones.
 
-        It costs more than `used`: for after a prompt, a warm start or a larger budget, until it gives nothing.
+        It costs more than `used`: for after a prompt, a warm start or a larger budget, until it gives none.
         """
         uploads: list[Upload] = []
         for step in range(self.n_layer):
@@ -173,8 +174,8 @@ class Cache:
     def resize(self, slots_per_layer: Sequence[int]) -> list[Move]:
         """Change the number of slots, with nothing in flight. The policy chooses who leaves.
 
-        Returns the copies to make before the memory of the slots that went away is given back: from slots that
-        went away into slots that are free, so their order does not matter.
+        Returns the copies to make before the memory of the slots that went away is given back: from slots
+        that went away into slots that are free, so their order does not matter.
         """
         if self._in_flight:
             raise ValueError("commit or cancel the uploads in flight before resizing")

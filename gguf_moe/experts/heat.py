@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gguf_moe.errors import GGUFMoeError
 from gguf_moe.experts.policies import Heat
@@ -43,7 +43,9 @@ def save_heat(path: str | os.PathLike[str], heat: Heat, owner: HeatOwner) -> Non
         unfinished.replace(path)
     except OSError as e:
         unfinished.unlink(missing_ok=True)
-        raise GGUFMoeError(f"{path}: the heat cannot be saved ({e.strerror}); choose another place.") from None
+        raise GGUFMoeError(
+            f"{path}: the heat cannot be saved ({e.strerror}); choose another place."
+        ) from None
 
 
 def load_heat(path: str | os.PathLike[str], owner: HeatOwner) -> Heat:
@@ -52,8 +54,8 @@ def load_heat(path: str | os.PathLike[str], owner: HeatOwner) -> Heat:
     for key, expected in (("architecture", owner.architecture), ("name", owner.name)):
         if content.get(key) != expected:
             raise GGUFMoeError(
-                f"{path}: this heat is of a model with {key} {str(content.get(key))[:80]!r}, not {expected!r}; "
-                "use the file that this model saved."
+                f"{path}: this heat is of a model with {key} {str(content.get(key))[:80]!r}, "
+                f"not {expected!r}; use the file that this model saved."
             )
     heat = content.get("heat")
     if not _is_table(heat, owner):
@@ -79,7 +81,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _is_table(heat: Any, owner: HeatOwner) -> bool:
+def _is_table(heat: Any, owner: HeatOwner) -> TypeGuard[Heat]:
     return (
         isinstance(heat, list)
         and len(heat) == owner.n_layer

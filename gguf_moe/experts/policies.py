@@ -47,9 +47,11 @@ class Policy(ABC):
 
     def end_step(self) -> None:
         """All layers of a step were told."""
+        return None
 
     def seed(self, il: int, counts: Sequence[float], n_tokens: int) -> None:
         """A prompt of n_tokens chose expert ie of a layer counts[ie] times."""
+        return None
 
     def ranking(self, il: int) -> list[int]:
         """The experts that deserve a slot, best first."""
@@ -57,6 +59,7 @@ class Policy(ABC):
 
     def resize(self, slots_per_layer: Sequence[int]) -> None:
         """The numbers of slots changed."""
+        return None
 
     def heat(self) -> Heat | None:
         """What `warm` takes; None if the policy keeps none."""
@@ -64,6 +67,7 @@ class Policy(ABC):
 
     def warm(self, heat: Heat) -> None:
         """Begin with the heat of an earlier run."""
+        return None
 
 
 class _ScorePolicy(Policy):

@@ -1,4 +1,4 @@
-"""S3-FIFO (Yang et al., SOSP 2023): three queues, of which a short one keeps what is used once from the rest."""
+"""S3-FIFO (Yang et al., SOSP 2023): three queues. A short one keeps what is used once from the rest."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The codebooks of the IQ1, IQ2 and IQ3 types (iq2xxs_grid and so on in ggml-common.h), as whole numbers.
 
 A codebook is a table of entries of 8 or 4 weights, which a few bits of a block choose from. It is written
-here as the base64 text of level numbers, the first weight in a byte's lowest bits: 2 bits each, in IQ3 types 4.
+here as the base64 text of level numbers, the first weight in a byte's lowest bits: 2 bits each, in
+IQ3 types 4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""IQ3_S: 256 weights in 110 bytes: f16 d, 64 bytes of indices, 8 bytes of ninth bits, 32 of signs, 4 of scales.
+"""IQ3_S: 256 weights in 110 bytes: f16 d, 64 bytes of indices, 8 of ninth bits, 32 of signs, 4 of scales.
 
 Each index is of a codebook entry of 4 weights. Nibble j of the scales is that of group j of 32 weights:
 weight = d * (2 scale + 1) * sign * entry.

@@ -1,4 +1,4 @@
-"""What the ternary types share: digits in base 3, and scales of 1 for kernels that want one for each group."""
+"""What the ternary types share: digits in base 3, and scales of 1 for kernels that want one a group."""
 
 from __future__ import annotations
 
