@@ -31,11 +31,12 @@ SCRIPT = """if True:
         return hashlib.sha256(array.tobytes()).hexdigest()
 
     results = {}
-    for qtype, activation in ACTIVATION_FORMAT.items():
+    for qtype, width in [(qtype, width) for qtype in ACTIVATION_FORMAT for width in (768, 2048)]:
+        activation = ACTIVATION_FORMAT[qtype]
         if qtype is GGMLType.F32:
-            rows = rng.standard_normal((37, 512), np.float32).view(np.uint8)
+            rows = rng.standard_normal((37, width), np.float32).view(np.uint8)
         else:
-            rows = rng.integers(0, 256, (500, qtype.row_size(768)), np.uint8)
+            rows = rng.integers(0, 256, (500, qtype.row_size(width)), np.uint8)
             rows = np.ascontiguousarray(rows[np.isfinite(quants.dequantize(qtype, rows)).all(axis=1)][:37])
         n = rows.shape[1] // qtype.type_size * qtype.block_size
         x = rng.standard_normal((6, n), np.float32)
@@ -45,7 +46,7 @@ SCRIPT = """if True:
             out = np.zeros((n_x, len(rows)), np.float32)
             name, row_size, stride = qtype.name.lower() + ".tile", rows.shape[1], out.strides[0]
             call(name, rows, row_size, len(rows), n, x, x.strides[0], 0, n_x, out, stride)
-            results[f"{qtype.name}, {n_x} tokens"] = [digest(out), digest(expected[:n_x])]
+            results[f"{qtype.name} [{width}], {n_x} tokens"] = [digest(out), digest(expected[:n_x])]
 
     def op(name, struct, arguments):
         packed = np.zeros((), struct)

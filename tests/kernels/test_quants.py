@@ -62,7 +62,10 @@ def test_dequantized_rows_equal_ggufs(rng, qtype, dequantize, random_rows, asser
 
 
 @by_type
-@pytest.mark.parametrize(("n_rows", "n_blocks", "n_x"), [(1, 1, 1), (7, 3, 2), (5, 4, 17), (3, 6, 1)])
+@pytest.mark.parametrize(
+    ("n_rows", "n_blocks", "n_x"),
+    [(1, 1, 1), (7, 3, 2), (5, 4, 17), (3, 6, 1), (7, 4, 1), (6, 8, 1), (9, 12, 1), (4, 28, 1)],
+)
 def test_tile_equals_the_reference(rng, qtype, n_rows, n_blocks, n_x, tile, random_rows, assert_same_bits):
     n = n_blocks * (qtype.block_size if qtype.block_size > 1 else 40)
     rows = random_rows(rng, qtype, n_rows, n)

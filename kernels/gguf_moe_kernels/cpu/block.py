@@ -73,6 +73,8 @@ class Layout:
     """The q are signed bytes that use their whole range."""
     has_signed_scales: bool = False
     has_minimum: bool = False
+    in_order: bool = False
+    """For one token rows pass one after the other (in_order.py): faster where blocks take long to arrive."""
 
     @property
     def is_large(self) -> bool:

@@ -76,6 +76,52 @@ load_repeated_i32 = _make_load_repeated(I32, i32x16, "Four int32, each in all la
 load_repeated_f32 = _make_load_repeated(F32, f32x16, "Four float32, each in all lanes of a quarter.")
 
 
+def _make_load_quarters(element: ir.Type, vector: Vector, doc: str) -> Callable[..., Any]:
+    def load(typingctx, base0, base1, base2, base3, offset):
+        def codegen(context, builder, sig, args):
+            quarters = []
+            for base in args[:4]:
+                quarters.append(builder.load(pointer(builder, base, args[4], ir.VectorType(element, 4))))
+                quarters[-1].align = 1
+            return join_all(builder, quarters)
+
+        return vector(*[types.int64] * 5), codegen
+
+    load.__doc__ = doc
+    return intrinsic(load)
+
+
+load_quarters_i32 = _make_load_quarters(
+    I32, i32x16, "Four int32 of each of four places, `offset` behind each."
+)
+load_quarters_f32 = _make_load_quarters(F32, f32x16, "Four float32 of each of four places.")
+
+
+def _make_quarter(q: int) -> Callable[..., Any]:
+    def quarter(typingctx, v):
+        def codegen(context, builder, sig, args):
+            return pick(builder, args[0], range(4 * q, 4 * q + 4))
+
+        return f32x4(f32x16), codegen
+
+    quarter.__doc__ = f"Quarter {q} of an f32x16."
+    return intrinsic(quarter)
+
+
+quarter_0, quarter_1, quarter_2, quarter_3 = (_make_quarter(q) for q in range(4))
+
+
+@intrinsic
+def sum_four_floats(typingctx, v):
+    """The sum of the lanes of an f32x4 as (0 + 1) + (2 + 3)."""
+
+    def codegen(context, builder, sig, args):
+        a, b, c, d = (builder.extract_element(args[0], ir.Constant(I32, i)) for i in range(4))
+        return builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
+
+    return types.float32(f32x4), codegen
+
+
 @intrinsic
 def keep_first(typingctx, n, new, old):
     """Lanes of `new` in the first n quarters, of `old` in the others; f32x16."""

@@ -1,9 +1,10 @@
 """One row of activations with many rows of a quantized weight: where decoding spends its time.
 
-Four rows pass side by side, each from front to back, four blocks at a time. The 16 blocks of a step (lane
-4i + j: block i of row j) share their header, and end as 16 sums: the four partial sums of each row (dot.py:
-block index mod 4) for four rows. The rows that come next are asked for ahead of time; left to itself the
-processor waits for memory half of the time.
+Where it pays (Layout.in_order) rows of whole fours of blocks pass one after the other: in_order.py. Others
+pass four side by side, each from front to back, four blocks at a time. The 16 blocks of a step (lane 4i + j:
+block i of row j) share their header, and end as 16 sums: the four partial sums of each row (dot.py: block
+index mod 4) for four rows. The rows that come next are asked for ahead of time; left to itself the processor
+waits for memory half of the time.
 """
 
 from __future__ import annotations
@@ -13,30 +14,28 @@ from typing import Any
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.block import DMIN, SCALES, D, Layout, stack_header
+from gguf_moe_kernels.cpu.block import DMIN, D, Layout, stack_header
+from gguf_moe_kernels.cpu.block_sums import make_one_block
+from gguf_moe_kernels.cpu.in_order import make_rows_in_order
 from gguf_moe_kernels.cpu.lanes import (
     add_quarters,
     keep_first,
     load_repeated_f32,
     load_repeated_i32,
-    splat_i32,
     sum_fours,
     sum_halves,
     sum_quarters,
 )
 from gguf_moe_kernels.cpu.memory import (
-    I16,
-    I32,
     ask_for,
     copy_bytes,
     fill_zero,
     load_f32,
-    load_u32,
     make_stack,
     store_f32,
     store_i64,
 )
-from gguf_moe_kernels.cpu.simd import dot_pairs, make_spread
+from gguf_moe_kernels.cpu.simd import dot_pairs
 from gguf_moe_kernels.cpu.vector import (
     fma_floats,
     load_f32x16,
@@ -59,7 +58,8 @@ def make_one_token(
     """one_token(w, row_size, n_rows, n_in, x, out): out float32 [n_rows] = n_rows rows of weights times x."""
     type_size, block_size = layout.type_size, layout.block_size
     four_size, sums_size = 4 * type_size, 128 if layout.is_large else 16
-    add_blocks = make_add_blocks(quants, layout)
+    in_order, add_blocks = layout.in_order, make_add_blocks(quants, layout)
+    rows_in_order = make_rows_in_order(quants, unpack_header, layout) if in_order else None
     stack_places, stack_tails, stack_sums = make_stack(32), make_stack(4 * four_size), make_stack(16)
 
     @njit
@@ -95,6 +95,9 @@ def make_one_token(
         header, sums = stack_header(), stack_sums()
         ahead = 4 * row_size * (1 + AHEAD // (4 * row_size))
         r = 0
+        if in_order and n_in % (4 * block_size) == 0:
+            r = n_rows // 4 * 4
+            rows_in_order(w, r, n_in // (4 * block_size), x, out)
         while r < n_rows:
             n = 4 if r + 4 <= n_rows else 1  # rows that are left over come one by one
             stride = row_size if n == 4 else 0
@@ -116,26 +119,20 @@ def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[...,
     """
     type_size, offset, has_minimum = layout.type_size, layout.whole_offset, layout.has_minimum
     prepared, dot, pair = layout.prepare(quants), layout.dot, layout.make_pair()
-    add_scaled, block_scales = make_add_scaled(layout)
-
-    @njit
-    def one_block(w, header, lane, x0, x1, x2, x3, next_):
-        """Integer sums of a block, spread over all lanes."""
-        ask_for(next_ + lane * type_size, type_size)
-        zero = zero_i32x16()
-        total = add_scaled(zero, dot(zero, prepared(w, 0), x0), block_scales(header, lane, 0))
-        total = add_scaled(total, dot(zero, prepared(w, 1), x1), block_scales(header, lane, 1))
-        total = add_scaled(total, dot(zero, prepared(w, 2), x2), block_scales(header, lane, 2))
-        return add_scaled(total, dot(zero, prepared(w, 3), x3), block_scales(header, lane, 3))
+    one_block = make_one_block(quants, layout)
 
     @njit
     def block_of_rows(w, stride, header, lane, q, next_):
         """Integer sums of the same block of four rows, spread over the quarters."""
         x0, x1, x2, x3 = load_i8x64(q, 0), load_i8x64(q, 64), load_i8x64(q, 128), load_i8x64(q, 192)
-        a = one_block(w, header, lane, x0, x1, x2, x3, next_)
-        b = one_block(w + stride, header, lane + 1, x0, x1, x2, x3, next_)
-        c = one_block(w + 2 * stride, header, lane + 2, x0, x1, x2, x3, next_)
-        d = one_block(w + 3 * stride, header, lane + 3, x0, x1, x2, x3, next_)
+        ask_for(next_ + lane * type_size, type_size)
+        a = one_block(w, header, lane, x0, x1, x2, x3)
+        ask_for(next_ + (lane + 1) * type_size, type_size)
+        b = one_block(w + stride, header, lane + 1, x0, x1, x2, x3)
+        ask_for(next_ + (lane + 2) * type_size, type_size)
+        c = one_block(w + 2 * stride, header, lane + 2, x0, x1, x2, x3)
+        ask_for(next_ + (lane + 3) * type_size, type_size)
+        d = one_block(w + 3 * stride, header, lane + 3, x0, x1, x2, x3)
         return sum_fours(a, b, c, d)
 
     @njit
@@ -182,37 +179,3 @@ def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[...,
         return acc
 
     return add_large if layout.is_large else add_small
-
-
-def make_add_scaled(layout: Layout) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """add_scaled(total, part, scales), and block_scales(header, lane, k).
-
-    `scales` are those of the 64 weights number k of one block, for each of the 16 sums of 4 products that
-    `part` has of them.
-
-    Sums of 4 products stay below 2^15, so that an int16 product does, except where weights have 8 bits.
-    """
-    group, is_wide = layout.group, layout.is_signed
-    form: tuple[int | None, ...]
-    if is_wide:
-        form, shift, element = (None, None, None, 0), 24, I32
-    elif layout.has_signed_scales:
-        form, shift, element = (None, 0, None, None), 8, I16
-    else:
-        form, shift, element = (0, None, None, None), 0, I32
-    per_k = 64 // group  # groups in 64 weights
-    places = [p if p is None else lane * per_k // 16 for lane in range(16) for p in form]
-    spread = make_spread(places, shift, element)
-
-    @njit
-    def block_scales(header, lane, k):
-        scales = load_u32(header, SCALES + per_k * k // 4 * 64 + 4 * lane) >> (8 * (per_k * k % 4))
-        return spread(splat_i32(scales))
-
-    @njit
-    def add_scaled(total, part, scales):
-        if is_wide:
-            return total + part * scales
-        return dot_pairs(total, part, scales)
-
-    return add_scaled, block_scales

@@ -215,7 +215,7 @@ def _make_zero(vector: Vector) -> Callable[..., Any]:
     return intrinsic(zero)
 
 
-zero_f32x16, zero_f32x32 = _make_zero(f32x16), _make_zero(f32x32)
+zero_f32x4, zero_f32x16, zero_f32x32 = (_make_zero(vector) for vector in (f32x4, f32x16, f32x32))
 
 
 @intrinsic
