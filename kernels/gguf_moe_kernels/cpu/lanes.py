@@ -91,10 +91,8 @@ def _make_load_quarters(element: ir.Type, vector: Vector, doc: str) -> Callable[
     return intrinsic(load)
 
 
-load_quarters_i32 = _make_load_quarters(
-    I32, i32x16, "Four int32 of each of four places, `offset` behind each."
-)
-load_quarters_f32 = _make_load_quarters(F32, f32x16, "Four float32 of each of four places.")
+load_quarters_i32 = _make_load_quarters(I32, i32x16, "Four int32 at `offset` of each of four places.")
+load_quarters_f32 = _make_load_quarters(F32, f32x16, "Four float32 at `offset` of each of four places.")
 
 
 def _make_quarter(q: int) -> Callable[..., Any]:
