@@ -11,10 +11,13 @@ from collections.abc import Collection, Sequence
 Heat = list[list[float]]
 """A number for each expert of each layer, [n_layer][n_expert]: the larger, the more it was used lately."""
 
-HALF_LIFE = 128
-"""Tokens after which a use counts half. On traces of nine models 64 to 256 differ by a point of hit rate."""
+HALF_LIFE = 32
+"""Tokens after which a use counts half. Mean hit rate, and uploads a token and layer, on synthetic traces of
+nine models (scripts/synthetic_routing.py) with an eighth to three eighths of the experts in slots:
+16: 61.9 %, 0.40; 32: 61.1 %, 0.19; 48: 60.2 %, 0.12; LRU: 58.0 %, 2.12."""
 HYSTERESIS = 1.1
-"""An expert comes in if it is so many times as hot as the one that leaves: less is traffic without hits."""
+"""An expert comes in if it is so many times as hot as the one that leaves. On the same traces 1.0 gives
+61.5 % and 0.30 uploads, 1.3 gives 60.4 % and 0.13."""
 LARGEST_UNIT = 1e200
 """When a use counts so much, all numbers are scaled down."""
 

@@ -1,5 +1,6 @@
 """The cache's bookkeeping, against small models and by what must hold after any operation."""
 
+import math
 import random
 from collections import OrderedDict
 
@@ -7,6 +8,7 @@ import pytest
 
 from gguf_moe.errors import OptionError
 from gguf_moe.experts.cache import POLICIES, Cache, Upload
+from gguf_moe.experts.policies import HALF_LIFE
 
 N_LAYER, N_EXPERT, N_USED = 3, 12, 3
 
@@ -116,7 +118,7 @@ def test_heat_survives_very_many_steps():
         commit_all(cache, cache.used([[3]]))
     heat = cache.heat()
     assert heat is not None
-    assert 100 < heat[0][3] < 200, "the sum of a geometric series: half life / ln 2"
+    assert heat[0][3] == pytest.approx(HALF_LIFE / math.log(2), rel=0.02), "a geometric series"
     assert heat[0][4] == 0
 
 
@@ -155,7 +157,7 @@ def test_skewed_routing_is_kept_better_by_heat_than_by_order_of_arrival():
         rates[policy] = cache.counts.hit_rate
     best = sum(sorted(weights)[-16:]) / sum(weights)
     assert rates["fifo"] < rates["lru"] < rates["decayed"] < best + 0.02
-    assert rates["decayed"] > best - 0.05
+    assert rates["decayed"] > best - 0.08, "a short memory costs a little where nothing changes"
 
 
 def test_unknown_policy():
