@@ -46,7 +46,7 @@ class ActivationFormat(enum.Enum):
 _T = GGMLType
 _FORMATS = {
     ActivationFormat.F32: (_T.F32, _T.F16, _T.BF16),
-    ActivationFormat.Q8_0: (_T.Q4_0, _T.Q5_0, _T.Q8_0, _T.IQ4_NL, _T.MXFP4),
+    ActivationFormat.Q8_0: (_T.Q4_0, _T.Q5_0, _T.Q8_0, _T.IQ4_NL, _T.MXFP4, _T.NVFP4),
     ActivationFormat.Q8_1: (_T.Q4_1, _T.Q5_1),
     ActivationFormat.Q8_K: (
         *(_T.Q2_K, _T.Q3_K, _T.Q4_K, _T.Q5_K, _T.Q6_K),

@@ -108,8 +108,11 @@ def test_zero_weights_and_zero_activations_give_zero(rng, qtype, tile, random_ro
     assert not np.any(tile(qtype, rows, 512, activate(qtype, np.zeros_like(x))))
 
 
-# MXFP4 is not among them: its exponent byte always gives a number.
-@pytest.mark.parametrize("qtype", [q for q in QTYPES if q is not GGMLType.MXFP4], ids=lambda q: q.name)
+# Scales of one byte that always give a number.
+ALWAYS_NUMBERS = (GGMLType.MXFP4, GGMLType.NVFP4)
+
+
+@pytest.mark.parametrize("qtype", [q for q in QTYPES if q not in ALWAYS_NUMBERS], ids=lambda q: q.name)
 def test_a_weight_that_is_not_a_number_shows(rng, qtype, tile, dequantize, random_rows):
     rows = random_rows(rng, qtype, 2, 512)
     block = rows[0, qtype.row_size(512) - qtype.type_size :]

@@ -4,6 +4,7 @@ A type's module has a LAYOUT and two functions:
 
     quants(w, k)      the 64 weights 64k .. 64k + 63 of the block at address w, one byte each (i8x64);
                       quants(w) in types whose blocks have 32 weights (i8x32)
+                      quants(w, _) where these have two scales: those of the block at w and the next (i8x64)
     unpack_header(places, apart, header)
                       the scales of 16 blocks to the address `header`. Lane 4i + j is the block at the i-th of
                       the four addresses (int64) at `places`, plus j * apart.
@@ -14,7 +15,8 @@ Each weight is d * scale * (q - offset) - dmin * minimum. A *header* holds, alwa
     SCALES      a byte for each group: i32x16 number c has those of groups 4c .. 4c + 3
     MINIMUMS    likewise; both only in types of 256 weights
 
-In types of 32 weights DMIN is what is added to every weight.
+In types of 32 weights DMIN is what is added to every weight. Where their halves have a scale each, D is that
+of the first half, DMIN that of the second.
 """
 
 from __future__ import annotations
@@ -75,6 +77,13 @@ class Layout:
     has_minimum: bool = False
     in_order: bool = False
     """For one token rows pass one after the other (in_order.py): faster where blocks take long to arrive."""
+    header_step: int = 0
+    """Bytes from a block's header to the next one's, where two blocks share their header; 0 elsewhere."""
+
+    @property
+    def has_two_scales(self) -> bool:
+        """Whether both halves of a block of 32 weights have a scale."""
+        return self.block_size == 32 and self.group == 16
 
     @property
     def is_large(self) -> bool:
@@ -91,14 +100,25 @@ class Layout:
         """The dot product of prepared quants with activations."""
         return dot_signed if self.is_signed else dot_unsigned
 
+    def make_header_place(self) -> Callable[..., Any]:
+        """header_place(w, i): the address of the header of block i, counted from an even one at w."""
+        type_size, step = self.type_size, self.header_step or self.type_size
+
+        @njit
+        def header_place(w, i):
+            return w + i // 2 * 2 * type_size + i % 2 * step
+
+        return header_place
+
     def prepare(self, quants: Callable[..., Any]) -> Callable[..., Any]:
         """64 weights as `dot` wants them: prepared(w, k) of one block, or in types of 32 weights
         prepared(w, apart) of the block at w and the one `apart` bytes behind it."""
-        is_signed, is_large = self.is_signed, self.is_large
+        is_signed = self.is_signed
+        gives_64 = self.is_large or self.has_two_scales
 
         @njit
         def prepared(w, k):
-            v = quants(w, k) if is_large else join(quants(w), quants(w + k))
+            v = quants(w, k) if gives_64 else join(quants(w), quants(w + k))
             return signed(v) if is_signed else v
 
         return prepared

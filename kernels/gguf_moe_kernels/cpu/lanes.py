@@ -59,6 +59,22 @@ def sum_halves(typingctx, a, b):
     return i32x16(i32x16, i32x16), lambda context, builder, sig, args: _add_quarters(builder, *args)
 
 
+def _make_every_second(first: int, doc: str) -> Callable[..., Any]:
+    def every_second(typingctx, a, b):
+        def codegen(context, builder, sig, args):
+            lanes = [q + i for q in range(4 * first, 32, 8) for i in range(4)]
+            return pick(builder, args[0], lanes, args[1])
+
+        return i32x16(i32x16, i32x16), codegen
+
+    every_second.__doc__ = doc
+    return intrinsic(every_second)
+
+
+even_quarters = _make_every_second(0, "Quarters of the result: 0 and 2 of a, then of b.")
+odd_quarters = _make_every_second(1, "Quarters of the result: 1 and 3 of a, then of b.")
+
+
 def _make_load_repeated(element: ir.Type, vector: Vector, doc: str) -> Callable[..., Any]:
     def load(typingctx, base, offset):
         def codegen(context, builder, sig, args):

@@ -9,7 +9,7 @@ An *unpacked block* in memory, always with ROWS lanes:
     QUANTS     int32 [64]    4 weights each; in types of 32 weights [8], and behind it those of the next block
     SCALES     int32 [16]    of each group; only in types of 256 weights
     PAIRS      int32 [8]     of each 32 weights the factors of the sums of their activations; likewise
-    FACTORS    float32 [2]   d and dmin; in types of 32 weights behind it those of the next block
+    FACTORS    float32 [2]   the header's D and DMIN; in types of 32 weights behind it those of the next block
 
 The rows are read in parts of 16, because that many share a header (block.py).
 """
@@ -35,6 +35,7 @@ from gguf_moe_kernels.cpu.tokens import (
     load_integers,
     load_one,
     load_some,
+    ones,
     store_one,
     store_some,
     subtract_multiple,
@@ -167,6 +168,7 @@ def make_unpack(
     The rows begin at the addresses `starts`, 16 from each on.
     """
     type_size, is_large, has_minimum = layout.type_size, layout.is_large, layout.has_minimum
+    has_dmin, header_place = has_minimum or layout.has_two_scales, layout.make_header_place()
     prepared, pair, group_scale = layout.prepare(quants), layout.make_pair(), layout.make_group_scale()
     n_groups, has_pairs = layout.block_size // layout.group, bool(layout.whole_offset or has_minimum)
     stack_rows, stack_places = make_stack(16 * 64), make_stack(32)
@@ -181,7 +183,7 @@ def make_unpack(
             store_i64(places, 8 * i, w + 4 * i * row_size)
         unpack_header(places, row_size, header)
         store_f32x16(to, 0, load_f32x16(header, D))
-        if has_minimum:
+        if has_dmin:
             store_f32x16(to, LANES_SIZE, load_f32x16(header, DMIN))
 
     @njit
@@ -214,7 +216,7 @@ def make_unpack(
             else:
                 unpack_quants(w, row_size, type_size * (n - 1), rows, next_, to)
                 for i in range(n):
-                    unpack_factors(w + i * type_size, row_size, header, to + FACTORS + 2 * LANES_SIZE * i)
+                    unpack_factors(header_place(w, i), row_size, header, to + FACTORS + 2 * LANES_SIZE * i)
 
     return unpack
 
@@ -261,4 +263,21 @@ def make_add_block(layout: Layout) -> Callable[..., Any]:
             acc = add_product(acc, load_one(factors, LANES_SIZE), tokens, plane + 4 * ib)
         return acc
 
+    @njit
+    def half(zero, unpacked, first, tokens, q):
+        """The sum of 16 weights times activations, of int32 number `first` on."""
+        total, plain = zero, zero
+        for i in range(first, first + 4):
+            total = dot(total, load_integers(unpacked, QUANTS + LANES_SIZE * i), tokens, q + 4 * i)
+            plain = dot(plain, ones(), tokens, q + 4 * i)
+        return total - plain * offset
+
+    @njit
+    def add_halves(acc, unpacked, factors, tokens, q, d, plane, ib):
+        zero = zero_integers(acc)
+        acc = add_term(acc, load_one(factors, 0), tokens, d, half(zero, unpacked, 0, tokens, q))
+        return add_term(acc, load_one(factors, LANES_SIZE), tokens, d, half(zero, unpacked, 4, tokens, q))
+
+    if layout.has_two_scales:
+        return add_halves
     return add_large if layout.is_large else add_small

@@ -19,9 +19,12 @@ from gguf_moe_kernels.cpu.block_sums import make_one_block
 from gguf_moe_kernels.cpu.in_order import make_rows_in_order
 from gguf_moe_kernels.cpu.lanes import (
     add_quarters,
+    even_quarters,
     keep_first,
     load_repeated_f32,
     load_repeated_i32,
+    odd_quarters,
+    splat_i32,
     sum_fours,
     sum_halves,
     sum_quarters,
@@ -37,6 +40,7 @@ from gguf_moe_kernels.cpu.memory import (
 )
 from gguf_moe_kernels.cpu.simd import dot_pairs
 from gguf_moe_kernels.cpu.vector import (
+    as_bytes,
     fma_floats,
     load_f32x16,
     load_i8x64,
@@ -60,6 +64,7 @@ def make_one_token(
     four_size, sums_size = 4 * type_size, 128 if layout.is_large else 16
     in_order, add_blocks = layout.in_order, make_add_blocks(quants, layout)
     rows_in_order = make_rows_in_order(quants, unpack_header, layout) if in_order else None
+    header_place = layout.make_header_place()
     stack_places, stack_tails, stack_sums = make_stack(32), make_stack(4 * four_size), make_stack(16)
 
     @njit
@@ -83,7 +88,7 @@ def make_one_token(
                 copy_blocks(at, stride, left, tails)
                 at, step = tails, four_size
             for m in range(4):
-                store_i64(places, 8 * m, at + m * type_size)
+                store_i64(places, 8 * m, header_place(at, m))
             unpack_header(places, step, header)
             q, next_ = x + 4 * i * block_size, w + ahead + 4 * i * four_size
             new = add_blocks(acc, at, step, header, q, d + 16 * i, sums + i * sums_size, next_)
@@ -178,4 +183,22 @@ def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[...,
             acc = fma_floats(load_f32x16(header, DMIN), load_repeated_f32(sums, 0), acc)
         return acc
 
+    @njit
+    def sums_of_16(w, stride, q):
+        """Integer sums of each 16 of 64 weights (a quarter) of four rows."""
+        ones, x = as_bytes(splat_i32(0x01010101)), load_i8x64(q, 0)
+        plain = dot(zero_i32x16(), ones, x)
+        return two_blocks_of_rows(w, stride, q) - sum_fours(plain, plain, plain, plain) * offset
+
+    @njit
+    def add_halves(acc, w, stride, header, q, d, sums, next_):
+        ask_for(next_, 16 * type_size)
+        a, b = sums_of_16(w, stride, q), sums_of_16(w + 2 * type_size, stride, q + 64)
+        scale = load_repeated_f32(d, 0)
+        first, second = to_floats(even_quarters(a, b)), to_floats(odd_quarters(a, b))
+        acc = fma_floats(multiply_floats(load_f32x16(header, D), scale), first, acc)
+        return fma_floats(multiply_floats(load_f32x16(header, DMIN), scale), second, acc)
+
+    if layout.has_two_scales:
+        return add_halves
     return add_large if layout.is_large else add_small

@@ -24,6 +24,14 @@ AT_ONCE = 1 if TIER is Tier.PORTABLE else 4
 INTEGERS = {n: Vector(f"i32x{ROWS}x{n}", I32, ROWS * n) for n in (1, AT_ONCE)}
 FLOATS = {n: Vector(f"f32x{ROWS}x{n}", F32, ROWS * n) for n in (1, AT_ONCE)}
 
+
+@intrinsic
+def ones(typingctx):
+    """Four bytes of 1 in ROWS lanes."""
+    vector = INTEGERS[1]
+    return vector(), lambda context, builder, sig, args: ir.Constant(vector.llvm, [0x01010101] * ROWS)
+
+
 load_integers = make_load(INTEGERS[1], INTEGERS[1].llvm)
 load_one, store_one = make_load(FLOATS[1], FLOATS[1].llvm), make_store(FLOATS[1], FLOATS[1].llvm)
 load_some = make_load(FLOATS[AT_ONCE], FLOATS[AT_ONCE].llvm)

@@ -132,6 +132,20 @@ def join(typingctx, low, high):
 
 
 @intrinsic
+def nibbles_by_eights(typingctx, v):
+    """The 64 nibbles of an i8x32 as bytes: of each 8 bytes first the low, then the high ones."""
+
+    def codegen(context, builder, sig, args):
+        fifteen, four = (ir.Constant(v.llvm, [n] * 32) for n in (15, 4))
+        low, high = builder.and_(args[0], fifteen), builder.lshr(args[0], four)
+        return pick(
+            builder, low, [s + j + i for i in range(0, 32, 8) for s in (0, 32) for j in range(8)], high
+        )
+
+    return i8x64(i8x32), codegen
+
+
+@intrinsic
 def shifted_twice(typingctx, v, first, second):
     """The bytes of v shifted right by `first`, then those shifted by `second`.
 

@@ -14,7 +14,7 @@ class Blocks:
     q: np.ndarray
     """int32 [..., groups, group size]."""
     d: np.ndarray
-    """float32 [...]."""
+    """float32 [...]; [..., groups] where each group has a float of its own."""
     scale: np.ndarray
     """int32 [..., groups]."""
     dmin: np.ndarray | None = None

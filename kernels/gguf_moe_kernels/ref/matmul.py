@@ -29,6 +29,9 @@ def _dot_blocks(qtype: GGMLType, weight: np.ndarray, rows: np.ndarray) -> np.nda
     x = activations.planes(ACTIVATION_FORMAT[qtype], rows, w.q[0].size)
     d = x.d[:, None, :]
     by_group = np.einsum("rbgj,tbgj->trbg", w.q, x.q.reshape(len(rows), *w.q.shape[1:]))
+    if w.d.ndim == w.scale.ndim:
+        by_group = by_group.astype(np.float32)
+        return exact.sum_blocks([(w.d[..., g] * d, by_group[..., g]) for g in range(w.d.shape[-1])])
     totals = np.einsum("trbg,rbg->trb", by_group, w.scale)
     terms = [(w.d * d, totals.astype(np.float32))]
     if w.dmin is not None and w.minimum is not None:

@@ -29,7 +29,8 @@ def dequantize(qtype: GGMLType, rows: np.ndarray) -> np.ndarray:
     if qtype in FLOAT_TYPES:
         return _floats(qtype, rows)
     b = unpack(qtype, rows)
-    weights = (b.d[..., None] * b.scale.astype(np.float32))[..., None] * b.q.astype(np.float32)
+    d = b.d if b.d.ndim == b.scale.ndim else b.d[..., None]
+    weights = (d * b.scale.astype(np.float32))[..., None] * b.q.astype(np.float32)
     if b.dmin is not None and b.minimum is not None:
         weights = weights - (b.dmin[..., None] * b.minimum.astype(np.float32))[..., None]
     return weights.reshape(len(rows), -1)
@@ -138,6 +139,18 @@ def _iq4_xs(w: np.ndarray) -> Blocks:
     return Blocks(q, f16(w, 0), scale)
 
 
+def _nvfp4(w: np.ndarray) -> Blocks:
+    """A block of 64 is two of 32 here, as the activations have them, of two groups each."""
+    x = w[..., :4].astype(np.int32)
+    exponent, mantissa = x >> 3 & 15, x & 7
+    significand = (mantissa + np.where(exponent == 0, 0, 8)).astype(np.float32)
+    d = np.ldexp(significand, np.maximum(exponent, 1) - 11)
+    d = np.where(x == 0x7F, np.float32(0.0), d)
+    q = MXFP4_VALUES[nibbles(w[..., 4:].reshape(*w.shape[:2], 4, 8))]
+    scale = np.ones((len(w), 2 * w.shape[1], 2), np.int32)
+    return Blocks(q.reshape(*scale.shape, 16), d.reshape(scale.shape), scale)
+
+
 _UNPACK: dict[GGMLType, Callable[[np.ndarray], Blocks]] = {
     GGMLType.Q4_0: _q4_0,
     GGMLType.Q4_1: _q4_1,
@@ -152,5 +165,6 @@ _UNPACK: dict[GGMLType, Callable[[np.ndarray], Blocks]] = {
     GGMLType.IQ4_NL: _iq4_nl,
     GGMLType.IQ4_XS: _iq4_xs,
     GGMLType.MXFP4: _mxfp4,
+    GGMLType.NVFP4: _nvfp4,
     **codebook_types.UNPACK,
 }

@@ -1,0 +1,67 @@
+"""NVFP4: 64 weights in 36 bytes: four bytes of scales, then 32 bytes of nibbles that index MXFP4's table.
+
+Each 16 weights have a scale, and 8 bytes with the first 8 in the low nibbles. A scale has 4 bits of exponent
+and 3 of mantissa, and no sign; 0x7F is 0. Weight = scale / 2 * VALUES[q], as the table holds twice the e2m1
+values (ggml_ue4m3_to_fp32 in ggml-impl.h). The activations have 32 to a block, so a *block* is half of NVFP4's here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gguf_moe_kernels.cpu.arithmetic import float_from_bits, to_float
+from gguf_moe_kernels.cpu.block import Layout, gather_u16, store_d, store_dmin
+from gguf_moe_kernels.cpu.codebook import times
+from gguf_moe_kernels.cpu.compile import kernel
+from gguf_moe_kernels.cpu.memory import load_i8, load_u8, make_stack, store_f32
+from gguf_moe_kernels.cpu.mxfp4 import VALUES
+from gguf_moe_kernels.cpu.simd import make_lookup
+from gguf_moe_kernels.cpu.tile import make_tile
+from gguf_moe_kernels.cpu.vector import float_bits, load_i8x32, nibbles_by_eights, store_i8x64
+
+OFFSET = 12
+LAYOUT = Layout(block_size=32, type_size=18, group=16, offset=OFFSET, header_step=2)
+lookup = make_lookup(tuple(value + OFFSET for value in VALUES))
+stack_quants = make_stack(64)
+EXPONENT_STEP = np.float32(2.0**119)
+"""From float32's exponents to those of half the scale."""
+
+
+@njit
+def bits_of_scale(x):
+    """Float32 bits, EXPONENT_STEP too small, of scale bytes in int32 lanes."""
+    from_none = x - 0x7F
+    is_none = (from_none * from_none - 1) >> 31  # 1 where they are equal
+    bits = (x & 0x7F) << 20
+    return bits - bits * is_none
+
+
+@njit
+def unpack_header(places, apart, header):
+    scales = gather_u16(places, apart, 0)
+    store_d(header, times(float_bits(bits_of_scale(scales & 0xFF)), EXPONENT_STEP))
+    store_dmin(header, times(float_bits(bits_of_scale(scales >> 8)), EXPONENT_STEP))
+
+
+@njit
+def quants(w, _):
+    """64 weights as bytes 0..24."""
+    return lookup(nibbles_by_eights(load_i8x32(w, 4)))
+
+
+@kernel
+def dequantize(row, out, n):
+    q = stack_quants()
+    for start in range(0, n, 64):
+        w = row + start // 64 * 36
+        store_i8x64(q, 0, quants(w, 0))
+        for i in range(64):
+            x = load_u8(w, i // 16)
+            bits = 0 if x == 0x7F else (x & 0x7F) << 20
+            value = to_float(load_i8(q, i) - OFFSET)
+            store_f32(out, 4 * (start + i), float_from_bits(bits) * EXPONENT_STEP * value)
+    return 0
+
+
+tile = make_tile(quants, unpack_header, LAYOUT)
