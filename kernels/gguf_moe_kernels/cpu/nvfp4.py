@@ -1,8 +1,8 @@
 """NVFP4: 64 weights in 36 bytes: four bytes of scales, then 32 bytes of nibbles that index MXFP4's table.
 
 Each 16 weights have a scale, and 8 bytes with the first 8 in the low nibbles. A scale has 4 bits of exponent
-and 3 of mantissa, and no sign; 0x7F is 0. Weight = scale / 2 * VALUES[q], as the table holds twice the e2m1
-values (ggml_ue4m3_to_fp32 in ggml-impl.h). The activations have 32 to a block, so a *block* is half of NVFP4's here.
+and 3 of mantissa, and no sign; 0x7F is 0 (ggml_ue4m3_to_fp32 in ggml-impl.h). Weight = scale / 2 * VALUES[q],
+as the table holds twice the e2m1 values. Activations have 32 to a block; a *block* here is half of NVFP4's.
 """
 
 from __future__ import annotations
