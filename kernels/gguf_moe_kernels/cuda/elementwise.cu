@@ -1,0 +1,138 @@
+// Ops that touch each activation once.
+#include "exact.cuh"
+
+constexpr int THREADS = 256;
+
+// The norm's factor of one head; its elements pass through `part`, so that a whole block loads them.
+constexpr int PART = 4096;
+// Up to this length one warp takes a head by itself; launch.py knows the number.
+constexpr int SHORT = 512;
+
+__device__ __forceinline__ float norm_factor(float dot, long long n, float eps)
+{
+    return 1.0f / sqrtf(dot / static_cast<float>(n) + eps);
+}
+
+__device__ __forceinline__ void apply_norm(const RmsNorm &a, const float *x, float *out, float factor, int i)
+{
+    float normed = x[i] * factor * at<const float>(a.weight)[i];
+    out[i] = a.bias ? normed + at<const float>(a.bias)[i] : normed;
+}
+
+__device__ __forceinline__ void norm_by_warp(const RmsNorm &a)
+{
+    long long head = blockIdx.x * static_cast<long long>(THREADS / WARP) + threadIdx.x / WARP;
+    if (head >= count_at(a.rows) * a.n_head)
+        return;
+    const float *x = at<const float>(a.x) + head * a.n;
+    float *out = at<float>(a.out) + head * a.n;
+    WarpDot dot;
+    dot.add(x, x, a.n);
+    float factor = norm_factor(dot.sum(), a.n, a.eps);
+    // Without this a lane could write an element that another one still reads, where out is x.
+    __syncwarp();
+    for (int i = lane_id(); i < a.n; i += WARP)
+        apply_norm(a, x, out, factor, i);
+}
+
+__device__ __forceinline__ void norm_by_block(const RmsNorm &a)
+{
+    __shared__ float part[PART];
+    __shared__ float factor;
+    long long head = blockIdx.x;
+    if (head >= count_at(a.rows) * a.n_head)
+        return;
+    const float *x = at<const float>(a.x) + head * a.n;
+    float *out = at<float>(a.out) + head * a.n;
+    WarpDot dot;
+    for (long long start = 0; start < a.n; start += PART) {
+        int n = min(static_cast<long long>(PART), a.n - start);
+        for (int i = threadIdx.x; i < n; i += THREADS)
+            part[i] = x[start + i];
+        __syncthreads();
+        if (threadIdx.x < WARP)
+            dot.add(part, part, n);
+        __syncthreads();
+    }
+    if (threadIdx.x < WARP) {
+        float sum = dot.sum();
+        if (threadIdx.x == 0)
+            factor = norm_factor(sum, a.n, a.eps);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < a.n; i += THREADS)
+        apply_norm(a, x, out, factor, i);
+}
+
+KERNEL(rms_norm, RmsNorm, THREADS)
+{
+    if (a.n <= SHORT)
+        norm_by_warp(a);
+    else
+        norm_by_block(a);
+}
+
+// The element of a row that this thread has, for kernels with a block for each THREADS elements of a row.
+__device__ __forceinline__ long long element()
+{
+    return static_cast<long long>(blockIdx.y) * THREADS + threadIdx.x;
+}
+
+KERNEL(scale, Scale, THREADS)
+{
+    long long row = blockIdx.x, i = element();
+    if (row >= count_at(a.rows) || i >= a.n)
+        return;
+    float scaled = a.factor * at<const float>(a.x)[row * a.n + i];
+    at<float>(a.out)[row * a.n + i] = a.residual ? scaled + at<const float>(a.residual)[row * a.n + i] : scaled;
+}
+
+// One thread for each pair of a row.
+KERNEL(rope, Rope, THREADS)
+{
+    long long row = blockIdx.x, n_pairs = a.n_rot / 2, pair = element();
+    if (row >= count_at(a.rows) || pair >= a.n_head * n_pairs)
+        return;
+    long long head = pair / n_pairs, i = pair % n_pairs;
+    long long first = a.pair_stride == 1 ? 2 * i : i;
+    float *x = at<float>(a.x) + (row * a.n_head + head) * a.n_embd_head + first;
+    float c = at<const float>(a.cos)[row * n_pairs + i], s = at<const float>(a.sin)[row * n_pairs + i];
+    float x0 = x[0], x1 = x[a.pair_stride];
+    x[0] = __fmaf_rn(x0, c, -(x1 * s));
+    x[a.pair_stride] = __fmaf_rn(x0, s, x1 * c);
+}
+
+KERNEL(kv_store_f16, KvStore, THREADS)
+{
+    long long row = blockIdx.x, i = element();
+    if (row >= count_at(a.rows) || i >= a.n)
+        return;
+    at<unsigned short>(a.cache)[(count_at(a.n_past) + row) * a.n + i] =
+        f32_to_f16(at<const float>(a.x)[row * a.n + i]);
+}
+
+KERNEL(kv_store_f32, KvStore, THREADS)
+{
+    long long row = blockIdx.x, i = element();
+    if (row >= count_at(a.rows) || i >= a.n)
+        return;
+    at<float>(a.cache)[(count_at(a.n_past) + row) * a.n + i] = at<const float>(a.x)[row * a.n + i];
+}
+
+KERNEL(swiglu, Swiglu, THREADS)
+{
+    long long row = blockIdx.x, i = element();
+    if (row >= count_at(a.rows) || i >= a.n)
+        return;
+    float &gate = at<float>(a.gate)[row * a.n + i];
+    gate = silu(gate) * at<const float>(a.up)[row * a.n + i];
+}
+
+KERNEL(swiglu_oai, SwigluOai, THREADS)
+{
+    long long row = blockIdx.x, i = element();
+    if (row >= count_at(a.rows) || i >= a.n)
+        return;
+    float &gate = at<float>(a.gate)[row * a.n + i];
+    gate = gated_oai(gate, at<const float>(a.up)[row * a.n + i]);
+}

@@ -1,0 +1,98 @@
+"""The size of each kernel's launch, from its arguments and the largest number of rows it may meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Size = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many blocks of how many threads, and the bytes of shared memory that a block asks for."""
+
+    grid: Size
+    block: Size
+    shared: int = 0
+
+
+_Rule = Callable[[Any, int], Launch]
+_RULES: dict[str, _Rule] = {}
+
+
+def rule(*names: str) -> Callable[[_Rule], _Rule]:
+    """Decorator: the function (arguments, rows) -> Launch is for these kernels ("file.function").
+
+    A name that ends in "_*" stands for all weight types.
+    """
+
+    def add(function: _Rule) -> _Rule:
+        _RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return add
+
+
+def launch_of(name: str, arguments: np.ndarray, rows: int) -> Launch:
+    """The launch of a kernel whose argument struct is `arguments` (0-d), for at most `rows` rows.
+
+    Only sizes are read from the struct, never addresses.
+    """
+    from gguf_moe_kernels.cuda.source import split_name
+
+    _, _, qtype = split_name(name)
+    key = name.removesuffix(qtype) + "*" if qtype else name
+    return _RULES[key](_Numbers(arguments), max(rows, 1))
+
+
+class _Numbers:
+    """The fields of a 0-d structured array as Python's numbers."""
+
+    def __init__(self, arguments: np.ndarray):
+        self._arguments = arguments
+
+    def __getattr__(self, field: str) -> Any:
+        return self._arguments[field].item()
+
+
+def blocks(n: int, size: int) -> int:
+    """How many parts of `size` hold n."""
+    return max(-(-n // size), 1)
+
+
+@rule("elementwise.rms_norm")
+def _rms_norm(a: Any, rows: int) -> Launch:
+    heads = rows * a.n_head
+    return Launch((blocks(heads, 8) if a.n <= 512 else heads,), (256,))
+
+
+@rule(
+    "elementwise.scale",
+    "elementwise.kv_store_f16",
+    "elementwise.kv_store_f32",
+    "elementwise.swiglu",
+    "elementwise.swiglu_oai",
+    "moe.moe_sum",
+    "mailbox.moe_join",
+)
+def _by_element(a: Any, rows: int) -> Launch:
+    return Launch((rows, blocks(a.n, 256)), (256,))
+
+
+@rule("elementwise.rope")
+def _rope(a: Any, rows: int) -> Launch:
+    return Launch((rows, blocks(a.n_head * a.n_rot // 2, 256)), (256,))
+
+
+@rule("activation.quantize_q8_0", "activation.quantize_q8_1")
+def _quantize_32(a: Any, rows: int) -> Launch:
+    return Launch((rows, blocks(a.n, 4 * 32)), (128,))
+
+
+@rule("activation.quantize_q8_k")
+def _quantize_256(a: Any, rows: int) -> Launch:
+    return Launch((rows, blocks(a.n, 4 * 256)), (128,))

@@ -1,0 +1,49 @@
+// What CUDA C++ can say without CUDA's headers only in PTX, and how a kernel is declared. The emulator of the
+// tests has its own version of this file.
+
+// KERNEL(name, Struct, threads) { body }: a kernel whose argument `a` is a Struct passed by value.
+#define KERNEL(name, Struct, threads) KERNEL_(name, Struct, threads)
+#define KERNEL_(name, Struct, threads) \
+    extern "C" __global__ void __launch_bounds__(threads) name(const Struct a)
+
+extern __shared__ __align__(16) unsigned char dynamic_shared[];
+
+__device__ __forceinline__ float f16_to_f32(unsigned short bits)
+{
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+// Rounded to nearest even.
+__device__ __forceinline__ unsigned short f32_to_f16(float value)
+{
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ __forceinline__ long long nanoseconds()
+{
+    long long time;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
+    return time;
+}
+
+// A word that the host or another GPU may write; what that side wrote before it is visible afterwards.
+__device__ __forceinline__ long long load_acquire_system(const long long *word)
+{
+    long long value;
+    asm volatile("ld.acquire.sys.s64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void store_release_system(long long *word, long long value)
+{
+    asm volatile("st.release.sys.s64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+
+__device__ __forceinline__ void sleep_nanoseconds(unsigned n)
+{
+    asm volatile("nanosleep.u32 %0;" ::"r"(n));
+}

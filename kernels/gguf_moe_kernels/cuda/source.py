@@ -1,0 +1,105 @@
+"""From the files of this folder to one CUDA source: includes put in place, structs and constants from Python.
+
+A file's kernels are declared by KERNEL(name, Struct, threads), see kernel.cuh. In a file that has one kernel
+for each weight type, `#include "blocks/qtype.cuh"` means the file of the type that is compiled, and TYPED(name)
+is name_q4_k and so on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from gguf_moe_kernels import constants, structs
+from gguf_moe_kernels.activations import ACTIVATION_FORMAT
+from gguf_moe_kernels.gating import Gating
+from gguf_moe_kernels.quants import GGMLType
+
+FOLDER = Path(__file__).parent
+QTYPES = tuple(qtype.name.lower() for qtype in ACTIVATION_FORMAT)
+"""The weight types that have kernels, as they end a kernel's name."""
+
+_INCLUDE = re.compile(r'^#include "([\w/]+\.cuh)"\n', re.MULTILINE)
+_C_TYPES = {"<i8": "long long", "<f4": "float"}
+_NO_FILES: dict[str, str] = {}
+
+
+def split_name(name: str) -> tuple[str, str, str | None]:
+    """A kernel's name, "file.function", as (file, function, weight type or None)."""
+    file, function = name.split(".")
+    endings = (qtype for qtype in QTYPES if function.endswith(f"_{qtype}"))
+    qtype = max(endings, key=len, default=None)
+    return file, function, qtype if _is_typed(file) else None
+
+
+def module_source(file: str, qtype: str | None = None, replaced: Mapping[str, str] = _NO_FILES) -> str:
+    """The whole source of {file}.cu for a weight type ("q4_k") or, for files that know no types, None.
+
+    `replaced` has the text of files that shall stand in for those of this folder.
+    """
+    return preamble(qtype) + _expand(f"{file}.cu", qtype, replaced, set())
+
+
+def files() -> list[str]:
+    """Every .cu file's name, without the ending."""
+    return sorted(path.stem for path in FOLDER.glob("*.cu"))
+
+
+def modules() -> list[tuple[str, str | None]]:
+    """Every (file, weight type) that module_source takes."""
+    return [(file, qtype) for file in files() for qtype in (QTYPES if _is_typed(file) else (None,))]
+
+
+def preamble(qtype: str | None) -> str:
+    """The argument structs, the constants of the arithmetic, and the numbers of weight types and gatings."""
+    lines = [
+        _struct(name, value)
+        for name, value in vars(structs).items()
+        if isinstance(value, np.dtype) and not name.startswith("_")
+    ]
+    for name, value in vars(constants).items():
+        if isinstance(value, np.float32):
+            lines.append(_constant(name, value))
+        elif isinstance(value, tuple):
+            lines += [_constant(f"{name}_{i}", element) for i, element in enumerate(value)]
+    lines += [f"constexpr int GATING_{gating.name} = {int(gating)};" for gating in Gating]
+    lines += [f"constexpr int GGML_TYPE_{t.name} = {int(t)};" for t in GGMLType if t in ACTIVATION_FORMAT]
+    if qtype:
+        lines += [
+            f"#define TYPED(name) name##_{qtype}",
+            f"constexpr int GGML_TYPE = GGML_TYPE_{qtype.upper()};",
+            f"#define QTYPE_{qtype.upper()} 1",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _is_typed(file: str) -> bool:
+    return '"blocks/qtype.cuh"' in (FOLDER / f"{file}.cu").read_text()
+
+
+def _expand(path: str, qtype: str | None, replaced: Mapping[str, str], seen: set[str]) -> str:
+    """The file's text with each include in its place, the first time it is asked for."""
+    if path in seen:
+        return ""
+    seen.add(path)
+    text = replaced[path] if path in replaced else (FOLDER / path).read_text()
+
+    def included(match: re.Match[str]) -> str:
+        return _expand(match[1].replace("blocks/qtype.", f"blocks/{qtype}."), qtype, replaced, seen)
+
+    line = f'#line 1 "{path}"\n'
+    return line + _INCLUDE.sub(included, text)
+
+
+def _struct(name: str, dtype: np.dtype) -> str:
+    assert dtype.fields is not None
+    camel = "".join(part.capitalize() for part in name.split("_"))
+    fields = " ".join(f"{_C_TYPES[kind[0].str]} {field};" for field, kind in dtype.fields.items())
+    return f"struct {camel} {{ {fields} }};"
+
+
+def _constant(name: str, value: np.float32) -> str:
+    return f"constexpr float {name} = {float(value).hex()}f;"

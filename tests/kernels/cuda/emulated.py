@@ -1,0 +1,50 @@
+"""The emulator: a kernel file compiled as C++, and its kernels called like a device's."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from gguf_moe_kernels.cuda.source import module_source, split_name
+
+FOLDER = Path(__file__).parent / "emulator"
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
+
+
+def compiler() -> str | None:
+    return shutil.which("g++")
+
+
+class EmulatedLibrary:
+    """Has the launch of a CudaLibrary's kernel; arrays lie in main memory. `folder` is for what is compiled."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._module = functools.cache(self._compile)
+
+    def launch(self, name: str, grid, block, shared: int, arguments: np.ndarray) -> None:
+        file, function, qtype = split_name(name)
+        entry = getattr(self._module(file, qtype), function)
+        sizes = [np.array([*size, 1, 1][:3], np.uint32) for size in (grid, block)]
+        pointers = [ctypes.c_void_p(size.ctypes.data) for size in sizes]
+        status = entry(*pointers, ctypes.c_uint(shared), ctypes.c_void_p(arguments.ctypes.data))
+        if status:
+            reason = "its threads wait for each other for ever" if status == 1 else "the launch is not valid"
+            raise RuntimeError(f"{name} {grid} {block} {shared}: {reason}")
+
+    def _compile(self, file: str, qtype: str | None) -> ctypes.CDLL:
+        replaced = {path.name: path.read_text() for path in FOLDER.glob("*.cuh")}
+        source = self._folder / f"{file}-{qtype}.cpp"
+        library = source.with_suffix(".so")
+        source.write_text(f'#include "{FOLDER}/cuda.h"\n' + module_source(file, qtype, replaced))
+        done = subprocess.run(
+            [str(compiler()), *FLAGS, str(source), "-o", str(library)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"g++ cannot compile {file}.cu for {qtype}:\n{done.stderr[:4000]}")
+        return ctypes.CDLL(str(library))

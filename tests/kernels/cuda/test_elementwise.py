@@ -1,0 +1,88 @@
+"""Ops that touch activations one by one: the CUDA kernels against the reference, bit for bit."""
+
+import numpy as np
+import pytest
+
+from gguf_moe_kernels import structs
+from gguf_moe_kernels.activations import ActivationFormat
+from gguf_moe_kernels.ref import activations, ops
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape, np.float32)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q8_1", "q8_k"])
+@pytest.mark.parametrize("n", [256, 1536])
+def test_quantize(rng, call, assert_same_bits, kind, n):
+    activation = ActivationFormat(kind)
+    x = normal(rng, 6, n) * 10.0 ** np.arange(-8, 4, 2, dtype=np.float32)[:, None]
+    x[1, :256] = 0
+    x[2, :32] = np.float32([0.5, -1.5, 127, 2.5] * 8)  # halves are rounded to even
+    x[3] *= np.float32(1e-38)
+    x[4, 5], x[5, 7] = np.nan, np.inf
+    out = np.zeros((6, activation.row_size(n)), np.uint8)
+    call(f"activation.quantize_{kind}", structs.QUANTIZE, x=x, n=n, out=out, out_stride=out.strides[0], rows=6)
+    expected = activations.quantize(activation, x)
+    assert_same_bits(out[:4], expected[:4])
+    got, wanted = (activations.planes(activation, rows, n).d for rows in (out, expected))
+    assert_same_bits(got, wanted)
+    assert np.isnan(got[4:, 0]).all()
+
+
+@pytest.mark.parametrize("n", [8, 33, 300, 512, 513, 5000])
+@pytest.mark.parametrize("n_head", [1, 3])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_rms_norm(rng, call, assert_same_bits, n, n_head, has_bias):
+    x, weight, bias = normal(rng, 3, n_head * n), normal(rng, n), normal(rng, n) if has_bias else None
+    x[2] = 0
+    out, expected = np.zeros_like(x), np.zeros_like(x)
+    others = {"weight": weight, "bias": bias if has_bias else 0, "n": n, "n_head": n_head, "eps": 1e-5}
+    ops.rms_norm(x, weight, expected, 1e-5, n_head, bias)
+    call("elementwise.rms_norm", structs.RMS_NORM, x=x, out=out, rows=2, largest_rows=3, **others)
+    assert_same_bits(out[:2], expected[:2])
+    assert not out[2].any()  # beyond this step's rows nothing is written
+    call("elementwise.rms_norm", structs.RMS_NORM, x=x, out=x, rows=3, **others)
+    assert_same_bits(x, expected)
+
+
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_scale(rng, call, assert_same_bits, has_residual):
+    x, residual = normal(rng, 3, 300), normal(rng, 3, 300) if has_residual else None
+    out, expected = np.zeros_like(x), np.zeros_like(x)
+    ops.scale(x, expected, 0.22, residual)
+    others = {"residual": residual if has_residual else 0, "n": 300, "rows": 3, "factor": 0.22}
+    call("elementwise.scale", structs.SCALE, x=x, out=out, **others)
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("style", ["norm", "neox"])
+@pytest.mark.parametrize(("n_embd_head", "n_rot"), [(8, 8), (128, 128), (80, 32)])
+def test_rope(rng, call, assert_same_bits, n_embd_head, n_rot, style):
+    x, theta = normal(rng, 3, 5 * n_embd_head), normal(rng, 3, n_rot // 2)
+    cos, sin, expected = np.cos(theta), np.sin(theta), x.copy()
+    options = {"n_head": 5, "n_rot": n_rot, "pair_stride": 1 if style == "norm" else n_rot // 2}
+    ops.rope(expected, cos, sin, **options)
+    call("elementwise.rope", structs.ROPE, x=x, n_embd_head=n_embd_head, cos=cos, sin=sin, rows=3, **options)
+    assert_same_bits(x, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["f16", "f32"])
+def test_kv_store(rng, call, assert_same_bits, dtype):
+    x, cache, expected = normal(rng, 3, 300), np.zeros((8, 300), dtype), np.zeros((8, 300), dtype)
+    x[0, :7] = 65520, 65519, 6e-8, 2.98e-8, -1e-9, np.nan, 6.1e-5
+    name = f"elementwise.kv_store_{'f16' if dtype is np.float16 else 'f32'}"
+    call(name, structs.KV_STORE, x=x, cache=cache, n=300, n_past=4, rows=3)
+    ops.kv_store(x, expected, 4)
+    assert_same_bits(cache, expected)
+
+
+@pytest.mark.parametrize(("name", "struct"), [("swiglu", structs.SWIGLU), ("swiglu_oai", structs.SWIGLU_OAI)])
+def test_gated_unit(rng, call, assert_same_bits, name, struct):
+    gate, up = 8 * normal(rng, 3, 300), 8 * normal(rng, 3, 300)
+    gate[0, :6] = 200, -200, np.nan, np.inf, -np.inf, 0
+    up[1, :3] = np.nan, np.inf, -np.inf
+    expected = gate.copy()
+    getattr(ops, name)(expected, up)
+    call(f"elementwise.{name}", struct, gate=gate, up=up, n=300, rows=3)
+    assert_same_bits(gate, expected)
