@@ -96,3 +96,48 @@ def _quantize_32(a: Any, rows: int) -> Launch:
 @rule("activation.quantize_q8_k")
 def _quantize_256(a: Any, rows: int) -> Launch:
     return Launch((rows, blocks(a.n, 4 * 256)), (128,))
+
+
+@rule("moe.moe_topk")
+def _moe_topk(a: Any, rows: int) -> Launch:
+    return Launch((rows,), (32,), 4 * (2 * a.n_expert + a.n_group + a.k))
+
+
+@rule("moe.expert_rows", "mailbox.mailbox_post")
+def _one_block(a: Any, rows: int) -> Launch:
+    return Launch((1,), (256,))
+
+
+@rule("moe.add_id")
+def _add_id(a: Any, rows: int) -> Launch:
+    return Launch((rows * a.k, blocks(a.n, 256)), (256,))
+
+
+@rule("moe.shexp_gate")
+def _shexp_gate(a: Any, rows: int) -> Launch:
+    return Launch((rows,), (256,))
+
+
+SPLIT, HEADS, COLUMNS = 128, 8, 1024
+"""The numbers of attention.cu: positions of a split, heads of a block, columns of its sums."""
+
+
+def attention_splits(n_ctx: int, n_swa: int) -> int:
+    """How many splits of the cache a token can see at most; a window may begin and end within one."""
+    n_splits = blocks(n_ctx, SPLIT)
+    return min(n_splits, blocks(n_swa, SPLIT) + 1) if n_swa else n_splits
+
+
+def attention_scores_stride(n_embd_head_v: int, n_splits: int) -> int:
+    """ATTENTION.scores_stride: the bytes that each row and head has in `scores`, zeros before the first launch.
+
+    0 for n_splits 1, which needs no scratch: then a block walks over all splits, as is right for many tokens.
+    """
+    return 4 * (1 + n_splits * (n_embd_head_v + 2)) if n_splits > 1 else 0
+
+
+@rule("attention.attention_f16", "attention.attention_f32")
+def _attention(a: Any, rows: int) -> Launch:
+    n_splits = max(a.scores_stride // 4 - 1, 0) // (a.n_embd_head_v + 2) or 1
+    grid = (rows, a.n_head_kv * blocks(a.n_head // a.n_head_kv, HEADS), n_splits)
+    return Launch(grid, (256,), 4 * (HEADS * (a.n_embd_head_k + SPLIT + COLUMNS) + 2 * HEADS))

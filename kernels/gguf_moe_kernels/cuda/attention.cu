@@ -1,0 +1,323 @@
+// Causal attention over the KV cache, with grouped query heads, over all positions or a sliding window.
+//
+// The cache is cut into splits of SPLIT positions, counted from position 0. A block takes one token and up to
+// HEADS query heads that share their keys and values. What it finds in a split (largest score, sum of
+// exponentials, sum of values) joins what the splits before have found, in ascending order. With a grid of depth
+// 1 a block walks over its splits by itself; otherwise each block has one split, leaves its part in `scores`,
+// and the last one to finish joins the parts in the same way. So the bits depend on neither the grid nor the
+// number of tokens in the step.
+//
+// scores: for each row and head, scores_stride bytes: a counter (uint32, 0 between launches; the first head of
+// the block's has it), then for each split of the grid the largest score, the sum, and n_embd_head_v values.
+// Head widths are multiples of 8.
+#include "exact.cuh"
+
+constexpr int THREADS = 256, WARPS = THREADS / WARP;
+// launch.py knows these three.
+constexpr int SPLIT = 128, HEADS = 8, COLUMNS = 1024;
+// A position's key is read by LANES lanes, CHUNK elements at a time.
+constexpr int LANES = 8, CHUNK = 8;
+
+struct F16 {
+    static constexpr int SIZE = 2;
+
+    // COUNT elements from an address that is a multiple of their size.
+    template <int COUNT>
+    static __device__ __forceinline__ void load(const unsigned char *from, float *out)
+    {
+        const uint2 *words = reinterpret_cast<const uint2 *>(from);
+#pragma unroll
+        for (int i = 0; i < COUNT / 4; i++) {
+            uint2 pair = words[i];
+            out[4 * i] = f16_to_f32(pair.x & 0xffff);
+            out[4 * i + 1] = f16_to_f32(pair.x >> 16);
+            out[4 * i + 2] = f16_to_f32(pair.y & 0xffff);
+            out[4 * i + 3] = f16_to_f32(pair.y >> 16);
+        }
+    }
+};
+
+struct F32 {
+    static constexpr int SIZE = 4;
+
+    template <int COUNT>
+    static __device__ __forceinline__ void load(const unsigned char *from, float *out)
+    {
+        const float4 *words = reinterpret_cast<const float4 *>(from);
+#pragma unroll
+        for (int i = 0; i < COUNT / 4; i++) {
+            float4 four = words[i];
+            out[4 * i] = four.x, out[4 * i + 1] = four.y, out[4 * i + 2] = four.z, out[4 * i + 3] = four.w;
+        }
+    }
+};
+
+// What a block works on.
+struct Part {
+    long long row, head, head_kv;
+    int n_head; // of this block
+    long long first, end; // the positions that the token sees
+};
+
+// The shared memory of a block: see launch.py.
+struct Shared {
+    float *q;      // [HEADS, n_embd_head_k]
+    float *scores; // [HEADS, SPLIT]
+    float *sums;   // [sets, HEADS, n_embd_head_v], sets * n_embd_head_v <= COLUMNS
+    float *largest, *total; // [HEADS]
+
+    __device__ __forceinline__ Shared(const Attention &a)
+    {
+        q = reinterpret_cast<float *>(dynamic_shared);
+        scores = q + HEADS * a.n_embd_head_k;
+        sums = scores + HEADS * SPLIT;
+        largest = sums + HEADS * COLUMNS;
+        total = largest + HEADS;
+    }
+};
+
+// scores[h][j] = scale * q[h] . k[start + j]
+template <typename Cache>
+__device__ __forceinline__ void compute_scores(
+    const Attention &a, const Part &part, const Shared &shared, long long start, int n)
+{
+    int lane = lane_id() % LANES, d = a.n_embd_head_k;
+    long long stride = Cache::SIZE * a.n_head_kv * d;
+    const unsigned char *k = at<const unsigned char>(a.k) + start * stride + Cache::SIZE * part.head_kv * d;
+    // All lanes of a warp stay in the loop, because they exchange values.
+    for (int base = threadIdx.x / WARP * (WARP / LANES); base < n; base += WARPS * (WARP / LANES)) {
+        int j = base + lane_id() / LANES;
+        float sums[HEADS] = {};
+        for (int i = CHUNK * lane; i < d && j < n; i += CHUNK * LANES) {
+            float key[CHUNK];
+            Cache::template load<CHUNK>(k + j * stride + Cache::SIZE * i, key);
+#pragma unroll
+            for (int h = 0; h < HEADS; h++)
+                if (h < part.n_head)
+#pragma unroll
+                    for (int c = 0; c < CHUNK; c++)
+                        sums[h] = __fmaf_rn(key[c], shared.q[h * d + i + c], sums[h]);
+        }
+#pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+            for (int half = LANES / 2; half; half /= 2)
+                sums[h] += __shfl_xor_sync(ALL_LANES, sums[h], half);
+            if (lane == 0 && j < n && h < part.n_head)
+                shared.scores[h * SPLIT + j] = a.scale * sums[h];
+        }
+    }
+}
+
+// Each score becomes exp(score - largest); a warp a head.
+__device__ __forceinline__ void exponentials(const Part &part, const Shared &shared, int n)
+{
+    for (int h = threadIdx.x / WARP; h < part.n_head; h += WARPS) {
+        float *scores = shared.scores + h * SPLIT;
+        float largest = __int_as_float(0xff800000);
+        for (int j = lane_id(); j < n; j += WARP)
+            largest = fmaxf(largest, scores[j]);
+        largest = largest_lane(largest);
+        float sum = 0.0f;
+        for (int j = lane_id(); j < n; j += WARP) {
+            scores[j] = exact_exp(scores[j] - largest);
+            sum += scores[j];
+        }
+        sum = sum_lanes(sum);
+        if (lane_id() == 0)
+            shared.largest[h] = largest, shared.total[h] = sum;
+    }
+}
+
+// sums[set][h][i] = the values of positions set, set + sets, ... times their exponentials
+template <typename Cache>
+__device__ __forceinline__ int add_values(
+    const Attention &a, const Part &part, const Shared &shared, long long start, int n)
+{
+    int d = a.n_embd_head_v, threads = d / 4;
+    int sets = min(min(THREADS / threads, COLUMNS / d), 8), set = threadIdx.x / threads, i = threadIdx.x % threads * 4;
+    if (set >= sets)
+        return sets;
+    long long stride = Cache::SIZE * a.n_head_kv * d;
+    const unsigned char *v =
+        at<const unsigned char>(a.v) + start * stride + Cache::SIZE * (part.head_kv * d + i);
+    float sums[HEADS][4] = {};
+#pragma unroll 4
+    for (int j = set; j < n; j += sets) {
+        float value[4];
+        Cache::template load<4>(v + j * stride, value);
+#pragma unroll
+        for (int h = 0; h < HEADS; h++)
+            if (h < part.n_head)
+#pragma unroll
+                for (int c = 0; c < 4; c++)
+                    sums[h][c] = __fmaf_rn(shared.scores[h * SPLIT + j], value[c], sums[h][c]);
+    }
+#pragma unroll
+    for (int h = 0; h < HEADS; h++)
+        if (h < part.n_head)
+#pragma unroll
+            for (int c = 0; c < 4; c++)
+                shared.sums[(set * HEADS + h) * d + i + c] = sums[h][c];
+    return sets;
+}
+
+// The state of the splits so far: `largest` and `total` of a head, and the unscaled sums in `out`.
+__device__ __forceinline__ void join(
+    float &largest, float &total, float &out, bool is_first, float more_largest, float more_total, float more)
+{
+    float both = is_first ? more_largest : fmaxf(largest, more_largest);
+    float scale = is_first ? 0.0f : exact_exp(largest - both), more_scale = exact_exp(more_largest - both);
+    total = is_first ? more_total : __fmaf_rn(total, scale, more_total * more_scale);
+    out = is_first ? more : __fmaf_rn(out, scale, more * more_scale);
+    largest = both;
+}
+
+__device__ __forceinline__ float finish(const Attention &a, long long head, float largest, float total, float out)
+{
+    if (!a.sinks)
+        return out / total;
+    float sink = at<const float>(a.sinks)[head], both = fmaxf(largest, sink);
+    float scale = exact_exp(largest - both);
+    return out * scale / (total * scale + exact_exp(sink - both));
+}
+
+// A block's whole split: afterwards largest, total and sums are in shared memory.
+template <typename Cache>
+__device__ __forceinline__ int take_split(
+    const Attention &a, const Part &part, const Shared &shared, long long split)
+{
+    long long start = max(part.first, split * SPLIT), end = min(part.end, (split + 1) * SPLIT);
+    int n = end - start;
+    __syncthreads();
+    compute_scores<Cache>(a, part, shared, start, n);
+    __syncthreads();
+    exponentials(part, shared, n);
+    __syncthreads();
+    int sets = add_values<Cache>(a, part, shared, start, n);
+    __syncthreads();
+    return sets;
+}
+
+__device__ __forceinline__ float sum_sets(const Attention &a, const Shared &shared, int sets, int h, int i)
+{
+    float sum = shared.sums[h * a.n_embd_head_v + i];
+    for (int set = 1; set < sets; set++)
+        sum += shared.sums[(set * HEADS + h) * a.n_embd_head_v + i];
+    return sum;
+}
+
+// Walk over all splits. Each thread keeps the state of its elements of `out` there, and of their heads in
+// registers; more than MOST elements a thread there are not (launch.py).
+constexpr int MOST = HEADS * COLUMNS / THREADS;
+
+template <typename Cache>
+__device__ __forceinline__ void walk(const Attention &a, const Part &part, const Shared &shared)
+{
+    int d = a.n_embd_head_v, n = part.n_head * d;
+    long long first = part.first / SPLIT, last = (part.end - 1) / SPLIT;
+    float *out = at<float>(a.out) + (part.row * a.n_head + part.head) * d;
+    float largest[MOST], total[MOST];
+    for (long long split = first; split <= last; split++) {
+        int sets = take_split<Cache>(a, part, shared, split);
+#pragma unroll
+        for (int e = 0; e < MOST; e++) {
+            int i = threadIdx.x + e * THREADS, h = i / d;
+            if (i >= n)
+                continue;
+            join(largest[e], total[e], out[i], split == first, shared.largest[h], shared.total[h],
+                 sum_sets(a, shared, sets, h, i % d));
+            if (split == last)
+                out[i] = finish(a, part.head + h, largest[e], total[e], out[i]);
+        }
+    }
+}
+
+__device__ __forceinline__ float *part_of(const Attention &a, const Part &part, int h)
+{
+    return at<float>(a.scores + (part.row * a.n_head + part.head + h) * a.scores_stride);
+}
+
+__device__ __forceinline__ void leave_part(
+    const Attention &a, const Part &part, const Shared &shared, int sets, long long place)
+{
+    int d = a.n_embd_head_v;
+    for (int i = threadIdx.x; i < part.n_head * d; i += THREADS) {
+        int h = i / d;
+        float *mine = part_of(a, part, h) + 1 + place * (d + 2);
+        mine[2 + i % d] = sum_sets(a, shared, sets, h, i % d);
+        if (i % d == 0)
+            mine[0] = shared.largest[h], mine[1] = shared.total[h];
+    }
+}
+
+// True in the block that is the last of n_parts; all parts are visible to it.
+__device__ __forceinline__ bool is_last(const Attention &a, const Part &part, unsigned n_parts)
+{
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        unsigned *counter = reinterpret_cast<unsigned *>(part_of(a, part, 0));
+        last = atomicAdd(counter, 1u) == n_parts - 1;
+        if (last)
+            *counter = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
+__device__ __forceinline__ void join_parts(const Attention &a, const Part &part, int n_parts)
+{
+    int d = a.n_embd_head_v;
+    float *out = at<float>(a.out) + (part.row * a.n_head + part.head) * d;
+    for (int i = threadIdx.x; i < part.n_head * d; i += THREADS) {
+        int h = i / d;
+        const float *parts = part_of(a, part, h) + 1;
+        float largest, total, sum;
+        for (int p = 0; p < n_parts; p++, parts += d + 2)
+            join(largest, total, sum, p == 0, parts[0], parts[1], parts[2 + i % d]);
+        out[i] = finish(a, part.head + h, largest, total, sum);
+    }
+}
+
+template <typename Cache>
+__device__ __forceinline__ void attention(const Attention &a)
+{
+    Part part;
+    Shared shared(a);
+    long long group = a.n_head / a.n_head_kv, blocks = (group + HEADS - 1) / HEADS;
+    part.row = blockIdx.x;
+    if (part.row >= count_at(a.rows))
+        return;
+    part.head_kv = blockIdx.y / blocks;
+    long long start = blockIdx.y % blocks * HEADS;
+    part.head = part.head_kv * group + start;
+    part.n_head = min(group - start, static_cast<long long>(HEADS));
+    part.end = count_at(a.n_past) + part.row + 1;
+    part.first = a.n_swa && a.n_swa < part.end ? part.end - a.n_swa : 0;
+    long long first = part.first / SPLIT, n_splits = (part.end - 1) / SPLIT - first + 1;
+    if (gridDim.z > 1 && blockIdx.z >= n_splits)
+        return;
+    const float *q = at<const float>(a.q) + (part.row * a.n_head + part.head) * a.n_embd_head_k;
+    for (int i = threadIdx.x; i < part.n_head * a.n_embd_head_k; i += THREADS)
+        shared.q[i] = q[i];
+    if (gridDim.z == 1) {
+        walk<Cache>(a, part, shared);
+        return;
+    }
+    int sets = take_split<Cache>(a, part, shared, first + blockIdx.z);
+    leave_part(a, part, shared, sets, blockIdx.z);
+    if (is_last(a, part, n_splits))
+        join_parts(a, part, n_splits);
+}
+
+KERNEL(attention_f16, Attention, THREADS)
+{
+    attention<F16>(a);
+}
+
+KERNEL(attention_f32, Attention, THREADS)
+{
+    attention<F32>(a);
+}

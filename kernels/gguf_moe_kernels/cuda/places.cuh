@@ -1,0 +1,124 @@
+// Sorting of places by expert, as structs.EXPERT_ROWS says, by one block.
+#include "exact.cuh"
+
+constexpr int PLACES_THREADS = 256;
+
+struct Places {
+    int *used;
+    long long *n_used;
+    int *first;
+    int *token; // of a place
+    int *place; // of a token's j-th choice; -1 where the expert is left out
+};
+
+// At most PLACES_THREADS choices, one a thread. is_in(expert) says which experts take part; every thread comes
+// back with the number of their places.
+template <typename IsIn>
+__device__ __forceinline__ int rank_few(const Places &out, const int *ids, int n, int k, IsIn is_in)
+{
+    __shared__ int expert[PLACES_THREADS]; // -1: not in
+    __shared__ bool is_first[PLACES_THREADS];
+    int t = threadIdx.x, mine = -1;
+    if (t < n && is_in(ids[t]))
+        mine = ids[t];
+    expert[t] = mine;
+    __syncthreads();
+    int n_lower = 0, n_before = 0, n_in = 0;
+    for (int i = 0; i < n; i++) {
+        int other = expert[i];
+        n_in += other >= 0;
+        n_lower += other >= 0 && other < mine;
+        n_before += other == mine && i < t;
+    }
+    is_first[t] = mine >= 0 && n_before == 0;
+    __syncthreads();
+    int n_used = 0, n_lower_used = 0;
+    for (int i = 0; i < n; i++) {
+        n_used += is_first[i];
+        n_lower_used += is_first[i] && expert[i] < mine;
+    }
+    if (t < n)
+        out.place[t] = mine >= 0 ? n_lower + n_before : -1;
+    if (mine >= 0)
+        out.token[n_lower + n_before] = t / k;
+    if (is_first[t]) {
+        out.used[n_lower_used] = mine;
+        out.first[n_lower_used] = n_lower;
+    }
+    if (t == 0) {
+        out.first[n_used] = n_in;
+        *out.n_used = n_used;
+    }
+    __syncthreads();
+    return n_in;
+}
+
+// The sum of what the threads before this one gave; `sums` has room for one number a thread.
+__device__ __forceinline__ int sum_before(int mine, int *sums)
+{
+    int t = threadIdx.x;
+    sums[t] = mine;
+    __syncthreads();
+    for (int distance = 1; distance < PLACES_THREADS; distance *= 2) {
+        int more = t >= distance ? sums[t - distance] : 0;
+        __syncthreads();
+        sums[t] += more;
+        __syncthreads();
+    }
+    int before = sums[t] - mine;
+    __syncthreads();
+    return before;
+}
+
+// Any number of choices: a thread an expert looks through all of them twice, PLACES_THREADS experts at a time.
+// counts: int32 [n_expert], the place behind each expert's last one.
+__device__ __forceinline__ void count_many(
+    const Places &out, const int *ids, int n, int k, int n_expert, int *counts)
+{
+    __shared__ int part[PLACES_THREADS];
+    int t = threadIdx.x, n_used = 0, n_placed = 0;
+    for (int start = 0; start < n_expert; start += PLACES_THREADS) {
+        int e = start + t, count = 0;
+        for (int base = 0; base < n; base += PLACES_THREADS) {
+            part[t] = base + t < n ? ids[base + t] : -1;
+            __syncthreads();
+            for (int i = 0; i < PLACES_THREADS; i++)
+                count += part[i] == e;
+            __syncthreads();
+        }
+        bool is_used = e < n_expert && count;
+        int place = n_placed + sum_before(is_used ? count : 0, part);
+        int u = n_used + sum_before(is_used, part);
+        if (is_used) {
+            out.used[u] = e;
+            out.first[u] = place;
+        }
+        if (t == PLACES_THREADS - 1) {
+            n_placed = place + (is_used ? count : 0);
+            n_used = u + is_used;
+        }
+        int next = place;
+        for (int base = 0; base < n; base += PLACES_THREADS) {
+            part[t] = base + t < n ? ids[base + t] : -1;
+            __syncthreads();
+            for (int i = 0; i < PLACES_THREADS; i++)
+                if (is_used && part[i] == e) {
+                    out.place[base + i] = next;
+                    out.token[next++] = (base + i) / k;
+                }
+            __syncthreads();
+        }
+        if (e < n_expert)
+            counts[e] = next;
+        // The last thread knows the totals.
+        if (t == PLACES_THREADS - 1)
+            part[0] = n_placed, part[1] = n_used;
+        __syncthreads();
+        n_placed = part[0], n_used = part[1];
+        __syncthreads();
+    }
+    if (t == 0) {
+        out.first[n_used] = n_placed;
+        *out.n_used = n_used;
+    }
+}

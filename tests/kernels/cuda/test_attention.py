@@ -1,0 +1,70 @@
+"""Attention: near the reference, and the same bits however it is split and however many tokens there are."""
+
+import numpy as np
+import pytest
+
+from gguf_moe_kernels import structs
+from gguf_moe_kernels.cuda.launch import attention_scores_stride, attention_splits
+from gguf_moe_kernels.ref import ops
+
+N_CTX = 320
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape, np.float32)
+
+
+@pytest.fixture
+def attend(call):
+    def run(q, k, v, *, n_head, n_head_kv, n_past, n_swa=0, sinks=None, scale=0.2, n_splits=1):
+        rows, d_k, d_v = len(q), q.shape[1] // n_head, v.shape[1] // n_head_kv
+        stride = attention_scores_stride(d_v, n_splits)
+        scratch = np.zeros(max(rows * n_head * stride // 4, 1), np.float32)
+        out = np.zeros((rows, n_head * d_v), np.float32)
+        sizes = {"n_head": n_head, "n_head_kv": n_head_kv, "n_embd_head_k": d_k, "n_embd_head_v": d_v}
+        name = f"attention.attention_{'f16' if k.dtype == np.float16 else 'f32'}"
+        options = {"n_swa": n_swa, "sinks": 0 if sinks is None else sinks, "scale": scale}
+        for _ in range(2):  # the counters are back at 0 after the first
+            out[:] = 0
+            call(
+                name, structs.ATTENTION, q=q, k=k, v=v, out=out, n_past=n_past, scores=scratch,
+                scores_stride=stride, rows=rows, **sizes, **options,
+            )  # fmt: skip
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["f16", "f32"])
+@pytest.mark.parametrize(
+    ("n_head", "n_head_kv", "d_k", "d_v"),
+    [(4, 2, 64, 64), (3, 1, 8, 8), (2, 2, 80, 72), (10, 1, 32, 128), (1, 1, 256, 256), (2, 1, 192, 128)],
+)
+@pytest.mark.parametrize(("n_past", "rows", "n_swa"), [(0, 2, 0), (300, 2, 0), (127, 2, 8), (300, 2, 200)])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_attention(
+    rng, attend, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows, n_swa, has_sinks
+):
+    q = normal(rng, rows, n_head * d_k)
+    k = normal(rng, N_CTX, n_head_kv * d_k).astype(dtype)
+    v = normal(rng, N_CTX, n_head_kv * d_v).astype(dtype)
+    k[n_past + rows :], v[n_past + rows :] = np.nan, np.nan  # what is not there yet must not matter
+    options = {"n_head": n_head, "n_head_kv": n_head_kv, "n_past": n_past, "n_swa": n_swa}
+    options["sinks"] = normal(rng, n_head) if has_sinks else None
+    expected = np.zeros((rows, n_head * d_v), np.float32)
+    ops.attention(q, k, v, expected, scale=0.2, **options)
+    walked = attend(q, k, v, **options)
+    error = ((walked - expected).astype(float) ** 2).sum() / (expected.astype(float) ** 2).sum()
+    assert error < 1e-11
+    assert_same_bits(attend(q, k, v, n_splits=attention_splits(N_CTX, n_swa), **options), walked)
+    alone = attend(q[1:], k, v, **options | {"n_past": n_past + 1})
+    assert_same_bits(alone, walked[1:])
+
+
+def test_nan_is_not_lost(rng, attend):
+    q, k, v = normal(rng, 1, 16), normal(rng, N_CTX, 16), normal(rng, N_CTX, 16)
+    k[40, 3] = np.nan
+    for n_splits in (1, 3):
+        out = attend(q, k, v, n_head=2, n_head_kv=2, n_past=299, n_splits=n_splits)
+        assert np.isnan(out[0, :8]).all()
+        assert np.isfinite(out[0, 8:]).all()
