@@ -118,9 +118,7 @@ class CudaLibrary:
 
     def _load(self, file: str, qtype: str | None) -> Any:
         with self._device:
-            module = self._cupy.RawModule(
-                code=module_source(file, qtype), options=OPTIONS, backend="nvrtc"
-            )
+            module = self._cupy.RawModule(code=module_source(file, qtype), options=OPTIONS, backend="nvrtc")
             try:
                 module.compile()
             except self._cupy.cuda.compiler.CompileException as e:

@@ -25,7 +25,9 @@ class Nvrtc:
         """If it compiles, and the compiler's log."""
         program = ctypes.c_void_p()
         self._check(
-            self._library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
+            self._library.nvrtcCreateProgram(
+                ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None
+            )
         )
         try:
             array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))

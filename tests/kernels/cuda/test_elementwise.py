@@ -22,7 +22,9 @@ def test_quantize(rng, call, assert_same_bits, kind, n):
     x[3] *= np.float32(1e-38)
     x[4, 5], x[5, 7] = np.nan, np.inf
     out = np.zeros((6, activation.row_size(n)), np.uint8)
-    call(f"activation.quantize_{kind}", structs.QUANTIZE, x=x, n=n, out=out, out_stride=out.strides[0], rows=6)
+    call(
+        f"activation.quantize_{kind}", structs.QUANTIZE, x=x, n=n, out=out, out_stride=out.strides[0], rows=6
+    )
     expected = activations.quantize(activation, x)
     assert_same_bits(out[:4], expected[:4])
     got, wanted = (activations.planes(activation, rows, n).d for rows in (out, expected))

@@ -50,7 +50,13 @@ def test_moe_topk(rng, check_topk, gating, normalize, n_expert, k):
     logits[1] = 0.25  # all the same
     logits[2, : n_expert // 2] = logits[2, -1]
     logits[3] = -100.0  # sigmoids so small that the smallest sum counts
-    options = {"gating": gating, "normalize": normalize, "weights_scale": 2.5, "n_group": 1, "n_group_used": 1}
+    options = {
+        "gating": gating,
+        "normalize": normalize,
+        "weights_scale": 2.5,
+        "n_group": 1,
+        "n_group_used": 1,
+    }
     check_topk(logits, k, options)
 
 
