@@ -1,1 +1,1 @@
-"""The ops as CUDA kernels: .cu files without CUDA's headers, put together and compiled when a model needs them."""
+"""The ops as CUDA kernels: .cu files that need no CUDA headers, compiled when a model needs them."""

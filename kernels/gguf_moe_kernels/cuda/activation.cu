@@ -37,15 +37,14 @@ __device__ __forceinline__ long long warp_block()
 
 // A warp a block of 32, a lane a value. Q8_1 has the sum times the scale, Q8_0 the sum of the int8.
 template <bool is_q8_1>
-__device__ __forceinline__ void quantize_32(const Quantize &a)
+__device__ __forceinline__ void quantize_32(const float *in, long long n, unsigned char *out)
 {
-    long long row = blockIdx.x, ib = warp_block(), n_blocks = a.n / 32;
-    if (row >= count_at(a.rows) || ib >= n_blocks)
+    long long ib = warp_block(), n_blocks = n / 32;
+    if (ib >= n_blocks)
         return;
     long long fours = (n_blocks + 3) / 4;
-    unsigned char *out = at<unsigned char>(a.out) + row * a.out_stride;
     float *scales = reinterpret_cast<float *>(out + 128 * fours);
-    float x = at<const float>(a.x)[row * a.n + 32 * ib + lane_id()];
+    float x = in[32 * ib + lane_id()];
     float amax = finite_or_nan(magnitude(x));
     int q = to_int(rintf(x * inverse_scale(amax)));
     reinterpret_cast<signed char *>(out)[32 * ib + lane_id()] = static_cast<signed char>(q);
@@ -60,28 +59,17 @@ __device__ __forceinline__ void quantize_32(const Quantize &a)
         reinterpret_cast<int *>(scales)[4 * fours + ib] = sum;
 }
 
-KERNEL(quantize_q8_0, Quantize, THREADS)
-{
-    quantize_32<false>(a);
-}
-
-KERNEL(quantize_q8_1, Quantize, THREADS)
-{
-    quantize_32<true>(a);
-}
-
 // A warp a block of 256, a lane eight values in a row; two lanes have a sum together.
-KERNEL(quantize_q8_k, Quantize, THREADS)
+__device__ __forceinline__ void quantize_256(const float *in, long long n, unsigned char *out)
 {
-    long long row = blockIdx.x, ib = warp_block(), n_blocks = a.n / 256;
-    if (row >= count_at(a.rows) || ib >= n_blocks)
+    long long ib = warp_block(), n_blocks = n / 256;
+    if (ib >= n_blocks)
         return;
     long long fours = (n_blocks + 3) / 4;
     int lane = lane_id();
-    unsigned char *out = at<unsigned char>(a.out) + row * a.out_stride;
     float *scales = reinterpret_cast<float *>(out + 1024 * fours);
-    const float4 *in = at<const float4>(a.x) + (row * a.n + 256 * ib + 8 * lane) / 4;
-    float4 low = in[0], high = in[1];
+    const float4 *mine = reinterpret_cast<const float4 *>(in + 256 * ib + 8 * lane);
+    float4 low = mine[0], high = mine[1];
     float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
     unsigned largest = 0;
     for (int j = 0; j < 8; j++)
@@ -102,3 +90,23 @@ KERNEL(quantize_q8_k, Quantize, THREADS)
     if (lane == 0)
         scales[ib] = inverse > 0.0f ? 1.0f / inverse : amax - amax;
 }
+
+// A grid row is a row of x, or one head's part of it.
+#define QUANTIZERS(format, quantize_row)                                                             \
+    KERNEL(quantize_##format, Quantize, THREADS)                                                     \
+    {                                                                                                \
+        long long row = blockIdx.x;                                                                  \
+        if (row < count_at(a.rows))                                                                  \
+            quantize_row(at<const float>(a.x) + row * a.n, a.n,                                      \
+                         at<unsigned char>(a.out) + row * a.out_stride);                             \
+    }                                                                                                \
+    KERNEL(quantize_heads_##format, QuantizeHeads, THREADS)                                          \
+    {                                                                                                \
+        long long head = blockIdx.x;                                                                 \
+        if (head < count_at(a.rows) * a.n_head)                                                      \
+            quantize_row(at<const float>(a.x) + head * a.width, a.n,                                 \
+                         at<unsigned char>(a.out) + head * a.out_stride);                            \
+    }
+QUANTIZERS(q8_0, quantize_32<false>)
+QUANTIZERS(q8_1, quantize_32<true>)
+QUANTIZERS(q8_k, quantize_256)

@@ -3,7 +3,7 @@
 
 constexpr int THREADS = 256;
 
-// The norm's factor of one head; its elements pass through `part`, so that a whole block loads them.
+// Elements of a long head that a block has in shared memory at a time.
 constexpr int PART = 4096;
 // Up to this length one warp takes a head by itself; launch.py knows the number.
 constexpr int SHORT = 512;
@@ -35,6 +35,7 @@ __device__ __forceinline__ void norm_by_warp(const RmsNorm &a)
         apply_norm(a, x, out, factor, i);
 }
 
+// All threads load a part, then one warp adds it up: the order of the sum is the one of a warp.
 __device__ __forceinline__ void norm_by_block(const RmsNorm &a)
 {
     __shared__ float part[PART];
@@ -85,6 +86,24 @@ KERNEL(scale, Scale, THREADS)
         return;
     float scaled = a.factor * at<const float>(a.x)[row * a.n + i];
     at<float>(a.out)[row * a.n + i] = a.residual ? scaled + at<const float>(a.residual)[row * a.n + i] : scaled;
+}
+
+KERNEL(scale_rows, ScaleRows, THREADS)
+{
+    long long row = blockIdx.x, i = element();
+    if (row < count_at(a.rows) && i < a.n)
+        at<float>(a.x)[row * a.n + i] *= at<const float>(a.factors)[row];
+}
+
+KERNEL(concat, Concat, THREADS)
+{
+    long long row = blockIdx.x, i = element(), n = a.n_a + a.n_b;
+    if (row >= count_at(a.rows) || i >= a.n_head * n)
+        return;
+    long long head = row * a.n_head + i / n, j = i % n;
+    at<float>(a.out)[head * n + j] = j < a.n_a
+        ? at<const float>(a.a)[head * a.n_a + j]
+        : at<const float>(a.b)[(head + 1) * a.b_width - n + j];
 }
 
 // One thread for each pair of a row.

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gguf_moe_kernels.cuda.source import split_name
+
 Size = tuple[int, ...]
 
 
@@ -42,8 +44,6 @@ def launch_of(name: str, arguments: np.ndarray, rows: int) -> Launch:
 
     Only sizes are read from the struct, never addresses.
     """
-    from gguf_moe_kernels.cuda.source import split_name
-
     _, _, qtype = split_name(name)
     key = name.removesuffix(qtype) + "*" if qtype else name
     return _RULES[key](_Numbers(arguments), max(rows, 1))
@@ -72,6 +72,7 @@ def _rms_norm(a: Any, rows: int) -> Launch:
 
 @rule(
     "elementwise.scale",
+    "elementwise.scale_rows",
     "elementwise.kv_store_f16",
     "elementwise.kv_store_f32",
     "elementwise.swiglu",
@@ -81,6 +82,16 @@ def _rms_norm(a: Any, rows: int) -> Launch:
 )
 def _by_element(a: Any, rows: int) -> Launch:
     return Launch((rows, blocks(a.n, 256)), (256,))
+
+
+@rule("get_rows.get_rows_*")
+def _get_rows(a: Any, rows: int) -> Launch:
+    return Launch((rows, blocks(a.n, 256)), (256,))
+
+
+@rule("elementwise.concat")
+def _concat(a: Any, rows: int) -> Launch:
+    return Launch((rows, blocks(a.n_head * (a.n_a + a.n_b), 256)), (256,))
 
 
 @rule("elementwise.rope")
@@ -96,6 +107,16 @@ def _quantize_32(a: Any, rows: int) -> Launch:
 @rule("activation.quantize_q8_k")
 def _quantize_256(a: Any, rows: int) -> Launch:
     return Launch((rows, blocks(a.n, 4 * 256)), (128,))
+
+
+@rule("activation.quantize_heads_q8_0", "activation.quantize_heads_q8_1")
+def _quantize_heads_32(a: Any, rows: int) -> Launch:
+    return Launch((rows * a.n_head, blocks(a.n, 4 * 32)), (128,))
+
+
+@rule("activation.quantize_heads_q8_k")
+def _quantize_heads_256(a: Any, rows: int) -> Launch:
+    return Launch((rows * a.n_head, blocks(a.n, 4 * 256)), (128,))
 
 
 @rule("moe.moe_topk")
@@ -129,9 +150,9 @@ def attention_splits(n_ctx: int, n_swa: int) -> int:
 
 
 def attention_scores_stride(n_embd_head_v: int, n_splits: int) -> int:
-    """ATTENTION.scores_stride: the bytes that each row and head has in `scores`, zeros before the first launch.
+    """ATTENTION.scores_stride: bytes of each row and head in `scores`, zeros before the first launch.
 
-    0 for n_splits 1, which needs no scratch: then a block walks over all splits, as is right for many tokens.
+    0 for n_splits 1, which needs none: then a block walks over all splits, as is right for many tokens.
     """
     return 4 * (1 + n_splits * (n_embd_head_v + 2)) if n_splits > 1 else 0
 

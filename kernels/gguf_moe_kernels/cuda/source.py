@@ -1,8 +1,8 @@
 """From the files of this folder to one CUDA source: includes put in place, structs and constants from Python.
 
-A file's kernels are declared by KERNEL(name, Struct, threads), see kernel.cuh. In a file that has one kernel
-for each weight type, `#include "blocks/qtype.cuh"` means the file of the type that is compiled, and TYPED(name)
-is name_q4_k and so on.
+A file's kernels are declared by KERNEL(name, Struct, threads), see ptx.cuh. In a file that has one kernel for
+each weight type, `#include "blocks/qtype.cuh"` means the file of the type that is compiled, and TYPED(name) is
+name_q4_k and so on.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from gguf_moe_kernels.gating import Gating
 from gguf_moe_kernels.quants import GGMLType
 
 FOLDER = Path(__file__).parent
-QTYPES = tuple(qtype.name.lower() for qtype in ACTIVATION_FORMAT)
-"""The weight types that have kernels, as they end a kernel's name."""
+QTYPES = tuple(
+    name
+    for qtype in ACTIVATION_FORMAT
+    if (FOLDER / "blocks" / f"{(name := qtype.name.lower())}.cuh").exists()
+)
+"""The weight types that have a file in blocks/, as they end a kernel's name."""
 
 _INCLUDE = re.compile(r'^#include "([\w/]+\.cuh)"\n', re.MULTILINE)
 _C_TYPES = {"<i8": "long long", "<f4": "float"}

@@ -21,7 +21,7 @@ def compiler() -> str | None:
 
 
 class EmulatedLibrary:
-    """Has the launch of a CudaLibrary's kernel; arrays lie in main memory. `folder` is for what is compiled."""
+    """Launches kernels on arrays in main memory. `folder` is for what is compiled."""
 
     def __init__(self, folder: Path):
         self._folder = folder

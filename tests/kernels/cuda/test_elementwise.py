@@ -5,6 +5,8 @@ import pytest
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ActivationFormat
+from gguf_moe_kernels.cuda.source import QTYPES
+from gguf_moe_kernels.quants import GGMLType
 from gguf_moe_kernels.ref import activations, ops
 
 
@@ -88,3 +90,41 @@ def test_gated_unit(rng, call, assert_same_bits, name, struct):
     getattr(ops, name)(expected, up)
     call(f"elementwise.{name}", struct, gate=gate, up=up, n=300, rows=3)
     assert_same_bits(gate, expected)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q8_1", "q8_k"])
+def test_quantize_heads(rng, call, assert_same_bits, kind):
+    activation, x = ActivationFormat(kind), normal(rng, 3, 4, 272)
+    out = np.zeros((3, 4, activation.row_size(256)), np.uint8)
+    sizes = {"width": 272, "n": 256, "n_head": 4, "out_stride": out.strides[1], "rows": 3}
+    call(f"activation.quantize_heads_{kind}", structs.QUANTIZE_HEADS, x=x, out=out, **sizes)
+    assert_same_bits(out, activations.quantize(activation, x[..., :256].reshape(12, 256)).reshape(out.shape))
+
+
+def test_concat(rng, call, assert_same_bits):
+    a, b = normal(rng, 3, 4 * 65), normal(rng, 3, 4 * 80)
+    out, expected = np.zeros((2, 3, 4 * 97), np.float32)
+    ops.concat(a, b, expected, n_head=4, n_b=32)
+    sizes = {"n_a": 65, "b_width": 80, "n_b": 32, "n_head": 4, "rows": 3}
+    call("elementwise.concat", structs.CONCAT, a=a, b=b, out=out, **sizes)
+    assert_same_bits(out, expected)
+
+
+def test_scale_rows(rng, call, assert_same_bits):
+    x, factors = normal(rng, 3, 300), normal(rng, 3, 1)
+    expected = x.copy()
+    ops.scale_rows(expected, factors)
+    call("elementwise.scale_rows", structs.SCALE_ROWS, x=x, factors=factors, n=300, rows=3)
+    assert_same_bits(x, expected)
+
+
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_get_rows(rng, call, assert_same_bits, qtype):
+    ggml_type = GGMLType[qtype.upper()]
+    weight = rng.integers(0, 256, (9, ggml_type.row_size(512)), np.uint8)
+    tokens, out, expected = np.array([8, 0, 3, 3], np.int32), *np.zeros((2, 4, 512), np.float32)
+    with np.errstate(all="ignore"):
+        ops.get_rows(ggml_type, weight, tokens, expected)
+    sizes = {"dequantize": 0, "row_size": weight.shape[1], "n": 512, "rows": 4}
+    call(f"get_rows.get_rows_{qtype}", structs.GET_ROWS, weight=weight, tokens=tokens, out=out, **sizes)
+    assert_same_bits(out, expected)

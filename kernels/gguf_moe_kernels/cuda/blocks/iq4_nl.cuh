@@ -1,0 +1,28 @@
+// IQ4_NL: 32 weights in 18 bytes: f16 d, 16 bytes whose low nibbles are the first 16 weights; they stand for a table.
+#include "blocks/nibble_table.cuh"
+
+struct Block
+{
+    static constexpr int SIZE = 32, BYTES = 18, APART = 16, OFFSET = 0;
+    static constexpr bool HAS_MINIMUM = false;
+
+    unsigned d, quants[4];
+
+    static __device__ __forceinline__ int first(int) { return 0; }
+
+    __device__ __forceinline__ void load(const unsigned char *block, int)
+    {
+        d = load_u16(block);
+        load_words<2>(block + 2, quants);
+    }
+
+    __device__ __forceinline__ Part unpack(int) const
+    {
+        Part result;
+        look_up_nibbles(quants, IQ4_VALUES, result);
+        one_group(result, low_f16(d));
+        return result;
+    }
+};
+
+#include "blocks/dequantize.cuh"

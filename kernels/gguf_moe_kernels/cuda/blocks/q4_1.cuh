@@ -1,0 +1,28 @@
+// Q4_1: 32 weights in 20 bytes: f16 d, f16 m, 16 bytes whose low nibbles are the first 16 weights.
+// weight = d * q + m.
+#include "blocks/block.cuh"
+
+struct Block
+{
+    static constexpr int SIZE = 32, BYTES = 20, APART = 16, OFFSET = 0;
+    static constexpr bool HAS_MINIMUM = true;
+
+    unsigned words[5];
+
+    static __device__ __forceinline__ int first(int) { return 0; }
+
+    __device__ __forceinline__ void load(const unsigned char *block, int)
+    {
+        load_words<4>(block, words);
+    }
+
+    __device__ __forceinline__ Part unpack(int) const
+    {
+        Part result;
+        unpack_nibbles(words + 1, result);
+        one_group(result, low_f16(words[0]), high_f16(words[0]));
+        return result;
+    }
+};
+
+#include "blocks/dequantize.cuh"
