@@ -1,8 +1,8 @@
 """From the files of this folder to one CUDA source: includes put in place, structs and constants from Python.
 
-A file's kernels are declared by KERNEL(name, Struct, threads), see ptx.cuh. In a file that has one kernel for
-each weight type, `#include "blocks/qtype.cuh"` means the file of the type that is compiled, and TYPED(name) is
-name_q4_k and so on.
+A file's kernels are declared by KERNEL(name, Struct, threads), see ptx.cuh. In a file that has one kernel
+for each weight type, `#include "blocks/qtype.cuh"` means the file of the type that is compiled, and
+TYPED(name) is name_q4_k and so on.
 """
 
 from __future__ import annotations

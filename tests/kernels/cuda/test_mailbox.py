@@ -1,4 +1,4 @@
-"""The meeting of GPU and CPU. Both sides' memory is the host's here, except on a device without a host."""
+"""The meeting of GPU and CPU. On a device both sides' memory is the device's."""
 
 import threading
 import time
@@ -98,8 +98,8 @@ class Join:
 
     def run(self, step=5, limit=20 * SECOND):
         self.call(
-            "mailbox.moe_join", structs.MOE_JOIN, x=self.x, place=self.place, weights=self.weights, k=4, n=600,
-            shared=0, residual=self.residual, out=self.out, rows=3, x_missing=self.x_missing,
+            "mailbox.moe_join", structs.MOE_JOIN, x=self.x, place=self.place, weights=self.weights, k=4,
+            n=600, shared=0, residual=self.residual, out=self.out, rows=3, x_missing=self.x_missing,
             missing_place=self.missing_place, step=step, limit=limit, **self.words,
         )  # fmt: skip
 
