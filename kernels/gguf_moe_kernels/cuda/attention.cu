@@ -64,7 +64,8 @@ struct Shared {
     float *q;      // [HEADS, n_embd_head_k]
     float *scores; // [HEADS, SPLIT]
     float *sums;   // [sets, HEADS, n_embd_head_v], sets * n_embd_head_v <= COLUMNS
-    float *largest, *total; // [HEADS]
+    float *largest, *total;    // [HEADS], of the split
+    float *scale, *more_scale; // [HEADS], see Weights
 
     __device__ __forceinline__ Shared(const Attention &a)
     {
@@ -73,6 +74,8 @@ struct Shared {
         sums = scores + HEADS * SPLIT;
         largest = sums + HEADS * COLUMNS;
         total = largest + HEADS;
+        scale = total + HEADS;
+        more_scale = scale + HEADS;
     }
 };
 
@@ -161,16 +164,23 @@ __device__ __forceinline__ int add_values(
     return sets;
 }
 
-// The state of the splits so far: `largest` and `total` of a head, and the unscaled sums in `out`.
-__device__ __forceinline__ void join(
-    float &largest, float &total, float &out, bool is_first, float more_largest, float more_total, float more)
-{
-    float both = is_first ? more_largest : fmaxf(largest, more_largest);
-    float scale = is_first ? 0.0f : exact_exp(largest - both), more_scale = exact_exp(more_largest - both);
-    total = is_first ? more_total : __fmaf_rn(total, scale, more_total * more_scale);
-    out = is_first ? more : __fmaf_rn(out, scale, more * more_scale);
-    largest = both;
-}
+// How what was found so far and what one more split has found are weighed. One of the two weights is 1.
+struct Weights {
+    float largest, scale, more_scale;
+
+    __device__ __forceinline__ Weights(float largest_so_far, float more_largest)
+    {
+        float rise = more_largest - largest_so_far, small = exact_exp(-fabsf(rise));
+        largest = fmaxf(largest_so_far, more_largest);
+        scale = rise > 0.0f ? small : 1.0f;
+        more_scale = rise > 0.0f ? 1.0f : small;
+    }
+
+    __device__ __forceinline__ float join(float sum, float more) const
+    {
+        return __fmaf_rn(sum, scale, more * more_scale);
+    }
+};
 
 __device__ __forceinline__ float finish(const Attention &a, long long head, float largest, float total, float out)
 {
@@ -206,30 +216,36 @@ __device__ __forceinline__ float sum_sets(const Attention &a, const Shared &shar
     return sum;
 }
 
-// Walk over all splits. Each thread keeps the state of its elements of `out` there, and of their heads in
-// registers; more than MOST elements a thread there are not (launch.py).
-constexpr int MOST = HEADS * COLUMNS / THREADS;
-
+// Walk over all splits; the state of each element so far is in `out`, that of a head in shared memory.
 template <typename Cache>
 __device__ __forceinline__ void walk(const Attention &a, const Part &part, const Shared &shared)
 {
-    int d = a.n_embd_head_v, n = part.n_head * d;
+    int d = a.n_embd_head_v, n = part.n_head * d, t = threadIdx.x;
     long long first = part.first / SPLIT, last = (part.end - 1) / SPLIT;
     float *out = at<float>(a.out) + (part.row * a.n_head + part.head) * d;
-    float largest[MOST], total[MOST];
+    float largest = 0.0f, total = 0.0f; // of head t
     for (long long split = first; split <= last; split++) {
         int sets = take_split<Cache>(a, part, shared, split);
-#pragma unroll
-        for (int e = 0; e < MOST; e++) {
-            int i = threadIdx.x + e * THREADS, h = i / d;
-            if (i >= n)
-                continue;
-            join(largest[e], total[e], out[i], split == first, shared.largest[h], shared.total[h],
-                 sum_sets(a, shared, sets, h, i % d));
-            if (split == last)
-                out[i] = finish(a, part.head + h, largest[e], total[e], out[i]);
+        if (t < part.n_head) {
+            Weights weights(split == first ? shared.largest[t] : largest, shared.largest[t]);
+            largest = weights.largest;
+            total = split == first ? shared.total[t] : weights.join(total, shared.total[t]);
+            shared.scale[t] = weights.scale, shared.more_scale[t] = weights.more_scale;
+        }
+        __syncthreads();
+        for (int i = t; i < n; i += THREADS) {
+            float more = sum_sets(a, shared, sets, i / d, i % d);
+            out[i] = split == first
+                ? more
+                : __fmaf_rn(out[i], shared.scale[i / d], more * shared.more_scale[i / d]);
         }
     }
+    __syncthreads();
+    if (t < part.n_head)
+        shared.largest[t] = largest, shared.total[t] = total;
+    __syncthreads();
+    for (int i = t; i < n; i += THREADS)
+        out[i] = finish(a, part.head + i / d, shared.largest[i / d], shared.total[i / d], out[i]);
 }
 
 __device__ __forceinline__ float *part_of(const Attention &a, const Part &part, int h)
@@ -274,9 +290,14 @@ __device__ __forceinline__ void join_parts(const Attention &a, const Part &part,
     for (int i = threadIdx.x; i < part.n_head * d; i += THREADS) {
         int h = i / d;
         const float *parts = part_of(a, part, h) + 1;
-        float largest, total, sum;
-        for (int p = 0; p < n_parts; p++, parts += d + 2)
-            join(largest, total, sum, p == 0, parts[0], parts[1], parts[2 + i % d]);
+        float largest = parts[0], total = parts[1], sum = parts[2 + i % d];
+        for (int p = 1; p < n_parts; p++) {
+            parts += d + 2;
+            Weights weights(largest, parts[0]);
+            largest = weights.largest;
+            total = weights.join(total, parts[1]);
+            sum = weights.join(sum, parts[2 + i % d]);
+        }
         out[i] = finish(a, part.head + h, largest, total, sum);
     }
 }

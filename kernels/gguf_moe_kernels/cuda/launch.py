@@ -161,4 +161,4 @@ def attention_scores_stride(n_embd_head_v: int, n_splits: int) -> int:
 def _attention(a: Any, rows: int) -> Launch:
     n_splits = max(a.scores_stride // 4 - 1, 0) // (a.n_embd_head_v + 2) or 1
     grid = (rows, a.n_head_kv * blocks(a.n_head // a.n_head_kv, HEADS), n_splits)
-    return Launch(grid, (256,), 4 * (HEADS * (a.n_embd_head_k + SPLIT + COLUMNS) + 2 * HEADS))
+    return Launch(grid, (256,), 4 * (HEADS * (a.n_embd_head_k + SPLIT + COLUMNS) + 4 * HEADS))
