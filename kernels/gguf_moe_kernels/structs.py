@@ -99,9 +99,9 @@ MOE_SUM = _struct("x place weights k n shared residual out rows")
 SHEXP_GATE = _struct("x weight n_in out n rows")
 
 # The GPU posts what it lacks. ids: int32 [rows, k], rows * k <= 256; weights: int64 [n_expert], device
-# addresses, 0 for an expert that is not on the GPU. On the device: missing_place, int32 [rows, k], the number
-# of a missing expert's place among all missing ones, or -1; n_missing, int64, how many; aborted, int64, not 0:
-# do nothing. In mapped main memory: used, n_used, first, x_index (there: token), place as EXPERT_ROWS would
+# addresses, 0 for an expert that is not there. On the device: missing_place, int32 [rows, k], the number
+# of a missing expert's place among all missing ones, or -1; n_missing, int64, how many; aborted, int64, if not
+# 0 do nothing. In mapped main memory: used, n_used, first, x_index (there: token), place as EXPERT_ROWS would
 # have them if only the missing experts were chosen, place being -1 for others; all_ids: the ids; x_out and
 # x_2_out: the rows of x and x_2 (0 if there is one format), x_size bytes each, a multiple of 16, if any is
 # missing; last the sequence number, the value of `step`.
@@ -113,8 +113,8 @@ MAILBOX_POST = _struct(
 # MOE_SUM where the row of a choice whose missing_place is not -1 is that one of x_missing, in mapped main
 # memory. With n_missing not 0 the kernel first waits until `answer` is at least the value of `step`. If
 # `abort` is not 0, or if `heartbeat` does not change for `limit` nanoseconds (then abort becomes 1), it sets
-# `aborted` and leaves out as it is. answer, abort, heartbeat: int64 in main memory; ready: int64 on the device,
-# for the kernel alone, another one for each layer, 0 before the first step. Steps count up from 1.
+# `aborted` and leaves out as it is. answer, abort, heartbeat: int64 in main memory; ready: int64 on the
+# device, for the kernel alone, another one for each layer, 0 before the first step. Steps count up from 1.
 MOE_JOIN = _struct(
     "x place weights k n shared residual out rows "
     "x_missing missing_place n_missing aborted step answer abort heartbeat limit ready"
