@@ -99,12 +99,13 @@ MOE_SUM = _struct("x place weights k n shared residual out rows")
 SHEXP_GATE = _struct("x weight n_in out n rows")
 
 # The GPU posts what it lacks. ids: int32 [rows, k], rows * k <= 256; weights: int64 [n_expert], device
-# addresses, 0 for an expert that is not there. On the device: missing_place, int32 [rows, k], the number of a
-# missing expert's place among all missing ones, or -1; n_missing, int64, how many; aborted, int64, if not 0 do
-# nothing. In mapped main memory: used, n_used, first, x_index (there: token), place as EXPERT_ROWS would have
-# them if only the missing experts were chosen, place being -1 for others; all_ids: the ids; x_out and x_2_out:
-# the rows of x and x_2 (0 if there is one format), x_size bytes each, a multiple of 16, if any is missing;
-# last the sequence number, the value of `step`.
+# addresses, 0 for an expert that is not there.
+# On the device: missing_place, int32 [rows, k], the number of a missing expert's place among all missing ones,
+# or -1; n_missing, int64, how many; aborted, int64: if it is not 0, nothing is done.
+# In mapped main memory: used, n_used, first, x_index (there: token), place as EXPERT_ROWS would have them if
+# only the missing experts were chosen, place being -1 for others; all_ids: the ids; x_out and x_2_out: if any
+# is missing, the rows of x and x_2 (0 if there is one format), x_size bytes each, a multiple of 16; and last
+# the sequence number, the value of `step`.
 MAILBOX_POST = _struct(
     "ids weights k used n_used first x_index place all_ids missing_place n_missing aborted "
     "x x_out x_size x_2 x_2_out x_2_size step sequence rows"

@@ -56,7 +56,10 @@ class Kernel:
     def launch(
         self, stream: Any, grid: tuple[int, ...], block: tuple[int, ...], shared: int, arguments: np.ndarray
     ) -> None:
-        """Start it on a CuPy stream. `arguments`, a 0-d array of the op's struct, is copied by the driver."""
+        """Start it on a CuPy stream. `arguments`, a 0-d array of the op's struct, is copied by the driver.
+
+        The library's device must be the calling thread's current one.
+        """
         sizes = [*grid, 1, 1][:3] + [*block, 1, 1][:3]
         pointers = np.array([arguments.ctypes.data], np.uintp)
         self._launch(self._function.ptr, *sizes, shared, stream.ptr, pointers.ctypes.data, 0)
