@@ -28,23 +28,23 @@ __device__ __forceinline__ void sum_eight(int (&values)[N], int part)
 struct PartOfQ8K
 {
     int q[2][4], sums[2];
-
-    template <typename Block>
-    __device__ __forceinline__ void load(const unsigned char *x, long long fours, int four, int turn, int part)
-    {
-        int first = Block::first(part);
-        const unsigned char *quants = x + 1024 * static_cast<long long>(four) + 256 * turn + first;
-#pragma unroll
-        for (int run = 0; run < 2; run++) {
-            load_activations(quants + run * Block::APART, q[run]);
-            // The sums of a four are int16 [8, 4, 2]: of 32 weights, block, half of the 32.
-            int number = (first + run * Block::APART) / 16, place = (number / 2 * 4 + turn) * 2 + number % 2;
-            sums[run] = 0;
-            if (Block::HAS_MINIMUM || Block::OFFSET)
-                sums[run] = *reinterpret_cast<const short *>(x + fours * (1024 + 16) + 128 * four + 2 * place);
-        }
-    }
 };
+
+template <typename Block>
+__device__ __forceinline__ void load_part(const unsigned char *x, int fours, int four, int turn, int part, PartOfQ8K &result)
+{
+    const unsigned char *quants = x + 1024ll * four + 256 * turn;
+#pragma unroll
+    for (int run = 0; run < 2; run++) {
+        int first = Block::first(part) + run * Block::APART;
+        load_activations(quants + first, result.q[run]);
+        // The sums of a four are int16 [8, 4, 2]: of 32 weights, block, half of the 32.
+        int place = (first / 32 * 4 + turn) * 2 + first / 16 % 2;
+        result.sums[run] = 0;
+        if (Block::HAS_MINIMUM || Block::OFFSET)
+            result.sums[run] = __ldg(reinterpret_cast<const short *>(x + (1024ll + 16) * fours + 128ll * four) + place);
+    }
+}
 
 template <typename Block, int N_ROWS, int N_TOKENS, typename Store>
 __device__ __forceinline__ void dot_eights(const WeightRows &weight, const TokenRows &x, long long n_in, Store store)
@@ -75,7 +75,7 @@ __device__ __forceinline__ void dot_eights(const WeightRows &weight, const Token
         PartOfQ8K activations[N_TOKENS];
 #pragma unroll
         for (int t = 0; t < N_TOKENS; t++)
-            activations[t].load<Block>(x.row(t), fours, four, turn, part);
+            load_part<Block>(x.row(t), fours, four, turn, part, activations[t]);
 
         int totals[N], minimums[N];
         float d[N_ROWS], dmin[N_ROWS];

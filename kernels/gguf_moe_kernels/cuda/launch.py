@@ -162,3 +162,18 @@ def _attention(a: Any, rows: int) -> Launch:
     n_splits = max(a.scores_stride // 4 - 1, 0) // (a.n_embd_head_v + 2) or 1
     grid = (rows, a.n_head_kv * blocks(a.n_head // a.n_head_kv, HEADS), n_splits)
     return Launch(grid, (256,), 4 * (HEADS * (a.n_embd_head_k + SPLIT + COLUMNS) + 4 * HEADS))
+
+
+WARPS, WEIGHT_ROWS, TOKENS = 4, 4, 4
+"""The numbers of matmul.cu: warps of a block, rows of the weight of a warp, rows of activations at a time."""
+
+
+@rule("matmul.matmul_*")
+def _matmul(a: Any, rows: int) -> Launch:
+    return Launch((blocks(a.n_out, WARPS * WEIGHT_ROWS), blocks(rows, TOKENS)), (32 * WARPS,))
+
+
+@rule("matmul.matmul_id_*")
+def _matmul_id(a: Any, rows: int) -> Launch:
+    """rows: places, of which each token has as many as it has experts."""
+    return Launch((blocks(a.n_out, WARPS * WEIGHT_ROWS), rows), (32 * WARPS,))

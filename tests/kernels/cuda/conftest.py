@@ -40,6 +40,10 @@ class Emulator:
     def launch(self, name, launch, packed):
         self._library.launch(name, launch.grid, launch.block, launch.shared, packed)
 
+    def address(self, array):
+        """Where a kernel finds this array, for arrays that hold addresses."""
+        return _address(array)
+
     def run(self, name, launch, packed, arrays):
         """Call a kernel whose fields `arrays` are numpy arrays."""
         for field, array in arrays.items():
@@ -51,6 +55,11 @@ class Device:
     def __init__(self):
         self._library = library.CudaLibrary(0)
         self._cupy = library.import_cupy()
+        self._kept = {}
+
+    def address(self, array):
+        copy, _ = self._kept.setdefault(_address(array), (self._cupy.asarray(array), array))
+        return copy.data.ptr
 
     def run(self, name, launch, packed, arrays):
         """The same with copies of the arrays on the device; what the kernel wrote comes back."""

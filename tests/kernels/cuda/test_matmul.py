@@ -1,0 +1,138 @@
+"""Weights times activations: the CUDA kernels against the reference, bit for bit."""
+
+import numpy as np
+import pytest
+
+from gguf_moe_kernels import structs
+from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
+from gguf_moe_kernels.quants import GGMLType
+from gguf_moe_kernels.ref import activations, matmul
+
+QTYPES = list(ACTIVATION_FORMAT)
+D_OFFSETS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_K": (0, 2), "Q5_K": (0, 2)}
+D_OFFSETS |= {"Q4_1": (0, 2), "Q5_1": (0, 2)}
+
+
+def random_rows(rng, qtype, n_rows, n):
+    """Random blocks whose scales are finite."""
+    if ACTIVATION_FORMAT[qtype] is ActivationFormat.F32:
+        x = rng.standard_normal((n_rows, n), np.float32)
+        if qtype is GGMLType.BF16:
+            return np.ascontiguousarray(x.view(np.uint16)[:, 1::2]).view(np.uint8)
+        return x.astype(np.float16 if qtype is GGMLType.F16 else np.float32).view(np.uint8)
+    blocks = rng.integers(0, 256, (n_rows, n // qtype.block_size, qtype.type_size), np.uint8)
+    if qtype is GGMLType.MXFP4:
+        blocks[..., 0] = rng.integers(110, 130, blocks.shape[:2])
+        blocks[0, 0, 0], blocks[1, 0, 0] = 0, 1
+    else:
+        for offset in D_OFFSETS.get(qtype.name, (0,)):
+            d = rng.standard_normal(blocks.shape[:2]).astype(np.float16)[..., None]
+            blocks[..., offset : offset + 2] = d.view(np.uint8)
+    return blocks.reshape(n_rows, -1)
+
+
+def random_activations(rng, qtype, n_rows, n):
+    """Rows in the format that the type meets."""
+    x = rng.standard_normal((n_rows, n), np.float32)
+    activation = ACTIVATION_FORMAT[qtype]
+    return x if activation is ActivationFormat.F32 else activations.quantize(activation, x)
+
+
+def call_matmul(call, qtype, weight, x, out, n, rows, **others):
+    arguments = {"tile": 0, "chunk_rows": 0, "n_threads": 0, "bias": 0, "residual": 0} | others
+    call(
+        f"matmul.matmul_{qtype.name.lower()}",
+        structs.MATMUL,
+        weight=weight,
+        row_size=weight.shape[1],
+        n_out=len(weight),
+        n_in=n,
+        x=x,
+        x_stride=x.strides[0],
+        out=out,
+        rows=rows,
+        **arguments,
+    )
+
+
+def sizes_of(qtype):
+    """Lengths of a row that end inside a four of blocks, and inside what a warp takes at a time."""
+    size = qtype.block_size
+    return {1: (8, 77, 256), 32: (32, 96, 1184), 256: (256, 1792)}[size]
+
+
+@pytest.mark.parametrize("qtype", QTYPES, ids=lambda q: q.name.lower())
+def test_matmul(rng, call, assert_same_bits, qtype):
+    for n in sizes_of(qtype):
+        for rows in (1, 3, 6):
+            weight, x = random_rows(rng, qtype, 19, n), random_activations(rng, qtype, rows, n)
+            out, expected = np.full((rows, 19), np.nan, np.float32), np.zeros((rows, 19), np.float32)
+            matmul.matmul(qtype, weight, x, expected)
+            call_matmul(call, qtype, weight, x, out, n, rows)
+            assert_same_bits(out, expected)
+
+
+def test_bias_residual_and_surplus_rows(rng, call, assert_same_bits):
+    qtype = GGMLType.Q8_0
+    weight, x = random_rows(rng, qtype, 37, 256), random_activations(rng, qtype, 9, 256)
+    bias, residual = rng.standard_normal(37, np.float32), rng.standard_normal((9, 37), np.float32)
+    out, expected = np.full((2, 9, 37), np.nan, np.float32)
+    matmul.matmul(qtype, weight, x, expected, bias, residual)
+    call_matmul(call, qtype, weight, x, out, 256, rows=5, largest_rows=9, bias=bias, residual=residual)
+    assert_same_bits(out[:5], expected[:5])
+    assert np.isnan(out[5:]).all()
+
+
+def _addresses(device, arrays):
+    return np.array([0 if array is None else device.address(array) for array in arrays], np.int64)
+
+
+@pytest.mark.parametrize("qtype", QTYPES, ids=lambda q: q.name.lower())
+@pytest.mark.parametrize("has_index", [False, True])
+def test_matmul_id(rng, call, device, assert_same_bits, qtype, has_index):
+    """Three of five experts are used; one of them is not on the device, and one has another type."""
+    n, n_out, other = 1024, 19, GGMLType.F16 if qtype is not GGMLType.F16 else GGMLType.F32
+    x = random_activations(rng, qtype, 8, n)
+    used, first = np.array([1, 2, 4, 0, 0], np.int32), np.array([0, 3, 4, 6, 0, 0], np.int32)
+    x_index = np.array([5, 0, 7, 2, 2, 1], np.int32)
+    weights = [None if e == 2 else random_rows(rng, qtype, n_out, n) for e in range(5)]
+    out, expected = np.full((6, n_out), np.nan, np.float32), np.full((6, n_out), np.nan, np.float32)
+    matmul.matmul_id(
+        [qtype] * 5,
+        [weights[1] if w is None else w for w in weights],
+        {ACTIVATION_FORMAT[qtype]: x},
+        expected,
+        used,
+        3,
+        first,
+        x_index if has_index else None,
+    )
+    expected[3] = np.nan
+    types = np.array([qtype] * 5, np.int64)
+
+    def run():
+        call(
+            f"matmul.matmul_id_{qtype.name.lower()}",
+            structs.MATMUL_ID,
+            tiles=types,
+            weights=_addresses(device, weights),
+            row_sizes=np.full(5, qtype.row_size(n), np.int64),
+            n_out=n_out,
+            n_in=n,
+            x=_addresses(device, [x] * 5),
+            x_stride=np.full(5, x.strides[0], np.int64),
+            x_index=x_index if has_index else 0,
+            out=out,
+            used=used,
+            n_used=np.array([3], np.int64),
+            first=first,
+            chunk_rows=0,
+            n_threads=0,
+            largest_rows=8,
+        )
+
+    run()
+    assert_same_bits(out, expected)
+    types[4], out[4:], expected[4:] = other, np.nan, np.nan
+    run()
+    assert_same_bits(out, expected)
