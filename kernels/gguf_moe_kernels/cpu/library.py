@@ -1,26 +1,20 @@
 """The kernels of one model: found in the cache on disk or compiled, loaded, and given out as addresses.
 
 A cache file is named after the kernel and a key that covers every kernel source, the compiler's version and
-the CPU. It holds a SHA-256 and an object file. Code from disk is executed, so the directory must belong to
-the user and be closed to others; otherwise it is not used.
+the CPU. It holds an object file.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
-import logging
-import os
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import llvmlite.binding as llvm
 
 from gguf_moe_kernels.cpu.target import Target
-
-logger = logging.getLogger(__name__)
+from gguf_moe_kernels.store import CodeStore
 
 Progress = Callable[[str, int, int], None]
 """Called with a kernel's name, how many are done, and how many there are to compile."""
@@ -28,7 +22,6 @@ FillCache = Callable[[Path, list[str], Progress | None], None]
 """Compiles kernels into a cache directory in a way of its own. It need not do all of them."""
 
 ENTRY_POINT = "kernel"
-_DIGEST_SIZE = 32
 
 
 class KernelLibrary:
@@ -41,7 +34,7 @@ class KernelLibrary:
 
     def __init__(self, cache: Path | None, fill_cache: FillCache | None = None):
         self._target = Target.host()
-        self._cache = cache if cache is not None and _is_private(cache) else None
+        self._store = CodeStore(cache)
         self._fill_cache = fill_cache
         self._addresses: dict[str, int] = {}
         self._engines: list[llvm.ExecutionEngine] = []
@@ -62,14 +55,14 @@ class KernelLibrary:
             self._target = Target.numba()
             missing = self._load_cached(missing)
         total = len(missing)
-        if total > 1 and self._fill_cache and self._cache and os.access(self._cache, os.W_OK):
-            self._fill_cache(self._cache, missing, progress)
+        if total > 1 and self._fill_cache and self._store.directory and self._store.is_writable:
+            self._fill_cache(self._store.directory, missing, progress)
             missing = self._load_cached(missing)
         for done, name in enumerate(missing, total - len(missing)):
             if progress:
                 progress(name, done, total)
             code = compiled_object(name, self._target)
-            self._write(name, code)
+            self._store.write(self._file(name), code)
             self._load(name, code)
         return total
 
@@ -84,7 +77,7 @@ class KernelLibrary:
         for name in names:
             if name in self._addresses:
                 continue
-            if code := self._read(name):
+            if code := self._store.read(self._file(name)):
                 self._load(name, code)
             else:
                 missing.append(name)
@@ -97,30 +90,8 @@ class KernelLibrary:
         self._engines.append(engine)
         self._addresses[name] = engine.get_function_address(ENTRY_POINT)
 
-    def _path(self, name: str) -> Path | None:
-        return self._cache and self._cache / f"{name}-{self._target.cache_key}.o"
-
-    def _read(self, name: str) -> bytes | None:
-        path = self._path(name)
-        try:
-            data = path.read_bytes() if path else b""
-        except OSError:
-            return None
-        digest, code = data[:_DIGEST_SIZE], data[_DIGEST_SIZE:]
-        return code if code and hashlib.sha256(code).digest() == digest else None
-
-    def _write(self, name: str, code: bytes) -> None:
-        path = self._path(name)
-        if path is None:
-            return
-        unfinished = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-        try:
-            unfinished.write_bytes(hashlib.sha256(code).digest() + code)
-            unfinished.replace(path)
-        except OSError as e:
-            logger.warning("cannot keep compiled kernels in %s: %s", path.parent, e)
-            unfinished.unlink(missing_ok=True)
-            self._cache = None
+    def _file(self, name: str) -> str:
+        return f"{name}-{self._target.cache_key}.o"
 
 
 @functools.cache
@@ -131,17 +102,3 @@ def compiled_object(name: str, target: Target) -> bytes:
     module_name, function_name = name.rsplit(".", 1)
     module = importlib.import_module(f"gguf_moe_kernels.cpu.{module_name}")
     return compile_object(getattr(module, function_name), target.machine())
-
-
-def _is_private(directory: Path) -> bool:
-    """Make the directory if it is missing; True if only this user can write to it."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.stat()
-    except OSError as e:
-        logger.warning("cannot keep compiled kernels in %s: %s", directory, e)
-        return False
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        logger.warning("not using %s for compiled kernels: other users can write to it", directory)
-        return False
-    return True

@@ -1,19 +1,28 @@
-"""The kernels of one device: compiled by NVRTC through CuPy, kept on disk by CuPy, and launched."""
+"""The kernels of one device: compiled by NVRTC, kept on disk, loaded and launched through CuPy.
+
+CuPy's own way from source to kernel is not taken: it always adds -ftz=true, which makes small numbers 0, and
+then results would not have the CPU's bits.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gguf_moe_kernels.cuda.source import module_source, split_name
+from gguf_moe_kernels.store import CodeStore
 
 OLDEST = 70
 """The oldest compute capability that has what the kernels need, times ten."""
-OPTIONS = ("-std=c++17", "--fmad=false")
+OPTIONS = ("-std=c++17", "--fmad=false", "--ftz=false")
+FUNCTION_SHARED_SIZE, FUNCTION_MOST_DYNAMIC_SHARED = 1, 8
+"""CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES and CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a module's name, how many are done, and how many there are to load."""
@@ -68,11 +77,13 @@ class Kernel:
 class CudaLibrary:
     """Kernels by name, "file.function", for the CUDA device of this number.
 
-    A file is one module, or one for each weight type that is used. After `close()` nothing may run any more.
+    A file is one module, or one for each weight type that is used. `cache` is a directory for compiled
+    modules (made when needed) or None to keep them in memory only. After `close()` nothing may run any more.
     """
 
-    def __init__(self, device: int):
+    def __init__(self, device: int, cache: Path | None = None):
         self._cupy = import_cupy()
+        self._store = CodeStore(cache)
         n_devices = self._cupy.cuda.runtime.getDeviceCount()
         if not 0 <= device < n_devices:
             raise CudaError(f"there is no GPU {device}: CuPy finds {n_devices}, numbered from 0")
@@ -83,6 +94,7 @@ class CudaLibrary:
                 f"GPU {device} has compute capability {capability / 10}, but the kernels need "
                 f"{OLDEST / 10} or more"
             )
+        self._capability = capability
         self._modules: dict[tuple[str, str | None], Any] = {}
         self._kernels: dict[str, Kernel] = {}
 
@@ -120,23 +132,39 @@ class CudaLibrary:
         return file, qtype
 
     def _load(self, file: str, qtype: str | None) -> Any:
+        source = module_source(file, qtype)
+        nvrtc, options = self._cupy.cuda.nvrtc, (*OPTIONS, f"--gpu-architecture=sm_{self._capability}")
+        key = hashlib.sha256(repr((source, options, nvrtc.getVersion())).encode()).hexdigest()[:32]
+        name = f"{file}-{qtype}-{key}.cubin" if qtype else f"{file}-{key}.cubin"
+        code = self._store.read(name)
+        if code is None:
+            code = self._compile(f"{file}.cu", source, options, qtype)
+            self._store.write(name, code)
         with self._device:
-            module = self._cupy.RawModule(code=module_source(file, qtype), options=OPTIONS, backend="nvrtc")
-            try:
-                module.compile()
-            except self._cupy.cuda.compiler.CompileException as e:
-                raise CudaError(f"NVRTC cannot compile {file}.cu for {qtype or 'any type'}:\n{e}") from e
+            module = self._cupy.cuda.function.Module()
+            module.load(code)
         return module
 
+    def _compile(self, name: str, source: str, options: tuple[str, ...], qtype: str | None) -> bytes:
+        nvrtc = self._cupy.cuda.nvrtc
+        program = nvrtc.createProgram(source, name, (), ())
+        try:
+            nvrtc.compileProgram(program, options)
+            return nvrtc.getCUBIN(program)
+        except nvrtc.NVRTCError as e:
+            log = nvrtc.getProgramLog(program).strip() or _first_line(e)
+            raise CudaError(f"NVRTC cannot compile {name} for {qtype or 'any type'}: {log}") from e
+        finally:
+            nvrtc.destroyProgram(program)
+
     def _find(self, name: str) -> Kernel:
-        module = self._modules[self._key(name)]
-        _, function, _ = split_name(name)
+        module, driver = self._modules[self._key(name)], self._cupy.cuda.driver
         with self._device:
-            raw = module.get_function(function)
-            shared = raw.attributes["shared_size_bytes"]
+            function = module.get_function(split_name(name)[1])
+            fixed = driver.funcGetAttribute(FUNCTION_SHARED_SIZE, function.ptr)
             largest = self._device.attributes["MaxSharedMemoryPerBlockOptin"]
-            raw.max_dynamic_shared_size_bytes = largest - shared
-            return Kernel(self._cupy, name, raw.kernel, module)
+            driver.funcSetAttribute(function.ptr, FUNCTION_MOST_DYNAMIC_SHARED, largest - fixed)
+        return Kernel(self._cupy, name, function, module)
 
 
 def _first_line(error: BaseException) -> str:
