@@ -23,6 +23,7 @@ from gguf_moe_kernels.structs import CREW_CLOSED, Control
 
 KERNELS = ("crew.start", "crew.lead", "crew.work", "crew.await_workers")
 SLICE_NS = 50_000_000
+Watch = Callable[[float], None]
 LEAVE_LIMIT_NS = 30_000_000_000
 """How long threads may take to leave an aborted step: many times the longest chunk."""
 
@@ -42,9 +43,10 @@ class Crew:
         for thread in self._threads:
             thread.start()
 
-    def run(self, program: Program) -> None:
+    def run(self, program: Program, watch: Watch | None = None) -> None:
         """Run one step. Raises what arrives meanwhile (KeyboardInterrupt); then nothing of the step counts.
 
+        watch(seconds) is called again and again, after so many seconds each; what it raises ends the step.
         Raises BusyError in a child of fork(), where the threads do not exist.
         """
         if os.getpid() != self._process:
@@ -61,6 +63,8 @@ class Crew:
             while place >= 0:  # STEP_DONE and STEP_ABORTED are negative
                 place = shared.lead(place, _deadline(SLICE_NS))
                 self._check_threads()
+                if watch and place >= 0:
+                    watch(SLICE_NS / 1e9)
             while not shared.await_workers(_deadline(SLICE_NS)):
                 self._check_threads()
         except BaseException:

@@ -14,6 +14,7 @@ from gguf_moe.arch.weights import Weights
 from gguf_moe.checkpoint import ExpertTensors, Tensor
 from gguf_moe.graph.task import Graph, Kind, Op, Task
 from gguf_moe.runtime.context import Context
+from gguf_moe.runtime.cpu import CpuRunner
 from gguf_moe.runtime.crew import Crew
 from gguf_moe.runtime.lower import Program
 from gguf_moe.runtime.memory import Memory
@@ -42,9 +43,9 @@ class InlineContext(Context):
         super().__init__(arch, hparams, weights, n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind)
         for buffer in self.graph.buffers().values():
             self._memory.address(buffer)
-        # To the context, the runner is the crew and the graph is its program.
-        self._crew = cast(Crew, InlineCrew(self._memory, on_task))
-        self._program = cast(Program, self.graph)
+        # To the runner, the graph is the program.
+        crew, program = cast(Crew, InlineCrew(self._memory, on_task)), cast(Program, self.graph)
+        self._runner = CpuRunner(self._memory, program, crew, hparams.n_expert_used)
 
     def buffer(self, name: str) -> np.ndarray:
         """A buffer's array, as the last task has left it."""

@@ -28,10 +28,15 @@ ROWS_TOGETHER = 32
 class Row:
     """One line of the program before kernels have addresses."""
 
-    task: Task
+    task: Task | None
+    """What it computes; None for a row that no task of the graph stands for."""
     kernel: str
     struct: np.dtype
     values: dict[str, Value]
+    waits: bool = False
+    """Whether each thread waits here for somebody outside of the crew."""
+    all_before: bool = False
+    """Whether all rows before it must be finished."""
 
     def kernels(self) -> list[str]:
         """Every kernel this row needs."""
@@ -49,7 +54,7 @@ class Program:
         barriers = _barriers(rows)
         self.table = np.zeros((len(rows), structs.ROW_SIZE // 8), np.int64)
         for i, row in enumerate(rows):
-            self.table[i, :3] = library.address(row.kernel), self._arguments(row), barriers[i]
+            self.table[i] = library.address(row.kernel), self._arguments(row), barriers[i], row.waits
         self.counters = np.zeros((len(rows), structs.COUNTER_SIZE // 8), np.int64)
 
     def _arguments(self, row: Row) -> int:
@@ -70,12 +75,14 @@ class Program:
 
 def lower(graph: Graph, memory: Memory, n_threads: int) -> list[Row]:
     """The rows of the program, in the graph's order."""
-    rows = []
-    for task in graph.tasks:
-        kernel, struct, special = _LOWER[task.op](task, memory, n_threads)
-        values = _addresses_and_options(task, memory) | special
-        rows.append(Row(task, kernel, struct, {name: values[name] for name in struct.names or ()}))
-    return rows
+    return [lower_task(task, memory, n_threads) for task in graph.tasks]
+
+
+def lower_task(task: Task, memory: Memory, n_threads: int) -> Row:
+    """The row of one task."""
+    kernel, struct, special = _LOWER[task.op](task, memory, n_threads)
+    values = _addresses_and_options(task, memory) | special
+    return Row(task, kernel, struct, {name: values[name] for name in struct.names or ()})
 
 
 def _addresses_and_options(task: Task, memory: Memory) -> dict[str, Value]:
@@ -94,7 +101,8 @@ def _barriers(rows: list[Row]) -> list[bool]:
     barriers = [False] * len(rows)
     running: set[int] = set()
     for i, row in enumerate(rows):
-        if any(id(task) in running for task in row.task.after):
+        after = row.task.after if row.task else ()
+        if row.all_before or any(id(task) in running for task in after):
             barriers[i - 1] = True
             running.clear()
         running.add(id(row.task))

@@ -28,7 +28,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._arrays: dict[str, np.ndarray] = {}
-        self._step = np.zeros(1 + len(Rows), np.int64)
+        self._step = np.zeros(2 + len(Rows), np.int64)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A buffer's array: [rows, cols] of its element type, or u8 [rows, row_size] if it is quantized."""
@@ -42,9 +42,9 @@ class Memory:
         assert array.nbytes == buffer.rows * row_size(buffer), f"{buffer.name} has two sizes"
         return array.__array_interface__["data"][0]
 
-    def set_step(self, n_past: int, n_tokens: int, n_outputs: int, n_places: int) -> None:
-        """The numbers of the coming step."""
-        self._step[:] = (n_past, n_tokens, n_outputs, n_places)
+    def set_step(self, n_past: int, n_tokens: int, n_outputs: int, n_places: int, number: int = 0) -> None:
+        """The numbers of the coming step; `number` is which one it is."""
+        self._step[:] = (n_past, n_tokens, n_outputs, n_places, number)
 
     @property
     def n_past_address(self) -> int:
@@ -54,6 +54,11 @@ class Memory:
     def rows_address(self, rows: Rows) -> int:
         """Where the kernels read the step's number of rows."""
         return self.n_past_address + 8 * (1 + list(Rows).index(rows))
+
+    @property
+    def number_address(self) -> int:
+        """Where the kernels read which step it is."""
+        return self.n_past_address + 8 * (1 + len(Rows))
 
 
 def _allocate(buffer: Buffer) -> np.ndarray:

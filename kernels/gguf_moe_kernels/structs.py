@@ -89,7 +89,8 @@ SWIGLU = _struct("gate up n rows")
 # g = min(gate[i], 7), u = up[i] within -7 and 7: gate[i] = g * sigmoid(1.702 * g) * (u + 1), float32 [n]
 SWIGLU_OAI = _struct("gate up n rows")
 
-# x[place[i, j]] += bias[ids[i, j]], float32 [n]; ids and place are int32 [rows, k], bias [n_expert, n]
+# x[place[i, j]] += bias[ids[i, j]], float32 [n]; ids and place are int32 [rows, k], bias [n_expert, n]. A
+# place of -1 is computed elsewhere.
 ADD_ID = _struct("x bias ids place k n rows")
 
 # out[i] = sum over j of weights[i, j] * x[place[i, j]] in the router's order (+ shared[i]) (+ residual[i])
@@ -100,8 +101,8 @@ SHEXP_GATE = _struct("x weight n_in out n rows")
 
 # The GPU posts what it lacks. ids: int32 [rows, k], rows * k <= 256; weights: int64 [n_expert], device
 # addresses, 0 for an expert that is not there.
-# On the device: missing_place, int32 [rows, k], the number of a missing expert's place among all missing ones,
-# or -1; n_missing, int64, how many; aborted, int64: if it is not 0, nothing is done.
+# On the device: missing_place, int32 [rows, k], the number of a missing expert's place among all missing
+# ones, or -1; n_missing, int64, how many; aborted, int64: if it is not 0, nothing is done.
 # In mapped main memory: used, n_used, first, x_index (there: token), place as EXPERT_ROWS would have them if
 # only the missing experts were chosen, place being -1 for others; all_ids: the ids; x_out and x_2_out: if any
 # is missing, the rows of x and x_2 (0 if there is one format), x_size bytes each, a multiple of 16; and last
@@ -121,6 +122,14 @@ MOE_JOIN = _struct(
     "x_missing missing_place n_missing aborted step answer abort heartbeat limit ready"
 )
 
+# The CPU waits for a post: a waiting row of the crew's table (see ROW_SIZE). When `sequence` has reached the
+# value of `step`, it goes on with the next row, or n_rows rows further if n_used is 0. n_places: int64 that
+# gets the number of missing places, first[n_used].
+AWAIT_POST = _struct("sequence step n_used first n_places n_rows")
+
+# answer = the value of step, after all that was written before
+ANSWER = _struct("answer step")
+
 
 class Control(enum.IntEnum):
     """Byte offsets in the crew's control block; each int64 that threads write has 64 bytes to itself."""
@@ -134,7 +143,7 @@ class Control(enum.IntEnum):
     CLOSING = 192
     """Not 0: workers return for good."""
     TABLE = 256
-    """Address of the program: int64 [N_ROWS, 4] of function, arguments, barrier flag, unused."""
+    """Address of the program: int64 [N_ROWS, 4], see ROW_SIZE."""
     N_ROWS = 264
     COUNTERS = 272
     """Address of int64 [N_ROWS, 16]: element 0 counts claimed chunks, 8 the threads that finished the row."""
@@ -151,6 +160,13 @@ class Control(enum.IntEnum):
 
 
 ROW_SIZE = 32
+"""Bytes of a row of the crew's table: int64 function, arguments, barrier flag, waiting flag.
+
+A waiting row's function is called again and again by each thread for itself, until it returns how many rows
+to go on (1 for the next). No thread meets the others there.
+"""
+ROW_BARRIER = 16
+ROW_WAITS = 24
 COUNTER_SIZE = 128
 ARRIVALS = 64
 """Byte offset of the arrivals inside a row's counters."""

@@ -1,7 +1,8 @@
 """The crew's loop: N threads walk one table of ops, claim chunks of each op, and meet at barriers.
 
 Each op has a counter from which threads claim chunks until the op says that there is no such chunk. A row
-whose barrier flag is set lets nobody pass before all have finished it. They share structs.Control.
+whose barrier flag is set lets nobody pass before all have finished it. At a waiting row each thread waits for
+somebody outside of the crew. They share structs.Control.
 
 The calling thread (thread 0) takes part, but comes back to Python now and then so that signals are seen. Its
 place in the table is its whole state, because chunks are claimed atomically: 2 * row while it claims chunks
@@ -18,7 +19,9 @@ from gguf_moe_kernels.structs import (
     ARRIVALS,
     COUNTER_SIZE,
     CREW_CLOSED,
+    ROW_BARRIER,
     ROW_SIZE,
+    ROW_WAITS,
     STEP_ABORTED,
     STEP_DONE,
     Control,
@@ -42,6 +45,7 @@ YIELDS = 2000
 SLEEP_US = 50
 
 FINISHED_ROW, OUT_OF_TIME, ABORTED = 1, 0, -1
+"""Outcomes of a row. A waiting row's is how many rows to go on, so FINISHED_ROW means the next one."""
 
 call_op = make_call(3)
 call_clock = make_call(2)
@@ -85,6 +89,24 @@ def compute_chunks(control, row, thread, deadline):
 
 
 @njit
+def await_partner(control, row, thread, deadline):
+    """Ask a waiting row until it says how many rows to go on."""
+    entry = load_i64(control, TABLE) + row * ROW_SIZE
+    function, arguments = load_i64(entry, 0), load_i64(entry, 8)
+    looks = 0
+    while True:
+        if atomic_load(control + ABORT):
+            return ABORTED
+        n_rows = call_op(function, arguments, 0, thread)
+        if n_rows:
+            return n_rows
+        if looks > SPINS and is_late(control, deadline):
+            return OUT_OF_TIME
+        wait_a_little(control, looks)
+        looks += 1
+
+
+@njit
 def meet_others(control, row, deadline):
     """Wait until all threads have finished the row."""
     arrivals = load_i64(control, COUNTERS) + row * COUNTER_SIZE + ARRIVALS
@@ -106,21 +128,27 @@ def walk(control, thread, place, deadline):
     n_rows = load_i64(control, N_ROWS)
     while place < 2 * n_rows:
         row = place >> 1
+        entry = load_i64(control, TABLE) + row * ROW_SIZE
+        waits = load_i64(entry, ROW_WAITS)
         if place & 1:
             outcome = meet_others(control, row, deadline)
+        elif waits:
+            outcome = await_partner(control, row, thread, deadline)
         else:
             outcome = compute_chunks(control, row, thread, deadline)
         if outcome == ABORTED:
             return STEP_ABORTED
         if outcome == OUT_OF_TIME:
             return place
-        place += 1
-        if not place & 1:
-            continue
-        if load_i64(load_i64(control, TABLE) + row * ROW_SIZE, 16):
-            atomic_add(load_i64(control, COUNTERS) + row * COUNTER_SIZE + ARRIVALS, 1)
-        else:
+        if waits:
+            place += 2 * outcome
+        elif place & 1:
             place += 1
+        elif load_i64(entry, ROW_BARRIER):
+            atomic_add(load_i64(control, COUNTERS) + row * COUNTER_SIZE + ARRIVALS, 1)
+            place += 1
+        else:
+            place += 2
     return STEP_DONE
 
 

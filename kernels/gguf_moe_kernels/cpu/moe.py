@@ -145,7 +145,10 @@ def add_id(args, chunk, thread):
         return 0
     n, k = a.n, a.k
     for j in range(chunk * k, (chunk + 1) * k):
-        x, bias = a.x + load_i32(a.place, 4 * j) * 4 * n, a.bias + load_i32(a.ids, 4 * j) * 4 * n
+        place = load_i32(a.place, 4 * j)
+        if place < 0:
+            continue
+        x, bias = a.x + place * 4 * n, a.bias + load_i32(a.ids, 4 * j) * 4 * n
         for i in range(n):
             store_f32(x, 4 * i, load_f32(x, 4 * i) + load_f32(bias, 4 * i))
     return 1

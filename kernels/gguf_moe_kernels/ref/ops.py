@@ -246,8 +246,12 @@ def swiglu_oai(gate: np.ndarray, up: np.ndarray) -> None:
 
 @quiet
 def add_id(x: np.ndarray, bias: np.ndarray, ids: np.ndarray, place: np.ndarray) -> None:
-    """x[place[i, j]] += bias[ids[i, j]]. ids, place: int32 [rows, k]; bias: [n_expert, n]."""
-    x[place] += bias[ids]
+    """x[place[i, j]] += bias[ids[i, j]], but for places of -1.
+
+    ids, place: int32 [rows, k]; bias: [n_expert, n].
+    """
+    here = place >= 0
+    x[place[here]] += bias[ids[here]]
 
 
 @quiet

@@ -1,0 +1,36 @@
+"""A context's steps on the CPU alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gguf_moe.runtime.crew import Crew
+from gguf_moe.runtime.lower import Program
+from gguf_moe.runtime.memory import Memory
+from gguf_moe.runtime.runner import Step
+
+
+class CpuRunner:
+    """The crew walks the program of a graph whose buffers are in `memory`."""
+
+    def __init__(self, memory: Memory, program: Program, crew: Crew, n_expert_used: int):
+        self._memory = memory
+        self._program: Program | None = program
+        self._crew = crew
+        self._n_expert_used = n_expert_used
+
+    def run(self, step: Step) -> np.ndarray:
+        n, n_outputs, memory = len(step.tokens), step.n_outputs, self._memory
+        memory.set_step(step.n_past, n, n_outputs, n * self._n_expert_used)
+        memory["inp_tokens"][:n, 0] = step.tokens
+        memory["out_ids"][:n_outputs, 0] = np.arange(n - n_outputs, n)
+        for name, angles in step.angles.items():
+            memory[name][:n] = angles
+        assert self._program is not None, "a closed runner is not used"
+        self._crew.run(self._program)
+        return memory["result_output"][:n_outputs]
+
+    def close(self) -> None:
+        self._crew.close()
+        self._program = None
+        self._memory = Memory()
