@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_moe.errors import (
     BusyError,
     ContextFullError,
+    DeviceError,
     GGUFError,
     GGUFMoeError,
     NumericError,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BusyError",
     "ContextFullError",
+    "DeviceError",
     "GGUFError",
     "GGUFMoeError",
     "Model",
@@ -54,8 +56,8 @@ _LAZY = {"Model": "model", "Sampling": "sample", "Tokenizer": "text.tokenizer"}
 def load(path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Model:
     """Load a GGUF file (or any part of a split one).
 
-    The options are the fields of gguf_moe.options.Options: n_ctx, threads, device, kv_type, mmap,
-    pre_tokenizer, cache_dir, n_batch. progress(stage, done, total) is called while it loads.
+    The options are the fields of gguf_moe.options.Options: n_ctx, threads, device, vram, policy,
+    kv_type, mmap, pre_tokenizer, cache_dir, n_batch. progress(stage, done, total) is called while it loads.
     Raises GGUFMoeError with one sentence that says what is wrong and what to do.
     """
     from gguf_moe.model import Model

@@ -37,3 +37,7 @@ class BusyError(GGUFMoeError):
 
 class NumericError(GGUFMoeError):
     """The model produced a value that is not a number."""
+
+
+class DeviceError(GGUFMoeError):
+    """The GPU, its driver or CuPy is missing, failed, or does not answer."""

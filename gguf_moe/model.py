@@ -24,6 +24,10 @@ from gguf_moe.generate import Piece, Result, decode_loop
 from gguf_moe.options import Options
 from gguf_moe.runtime import machine, placement
 from gguf_moe.runtime.context import Context, kernels_of
+from gguf_moe.runtime.gpu import placement as gpu_placement
+from gguf_moe.runtime.gpu.device import Device
+from gguf_moe.runtime.gpu.placement import GpuBudget
+from gguf_moe.runtime.gpu.runner import GpuRunner
 from gguf_moe.sample import Sampler, Sampling
 from gguf_moe.text.chat_template import ChatTemplate, find_chat_template
 from gguf_moe.text.tokenizer import Tokenizer, build_tokenizer
@@ -87,8 +91,13 @@ class Model:
         self.chat_template: ChatTemplate | None = find_chat_template(self.metadata, self.tokenizer)
         weights = load_weights(self._checkpoint, self.arch, self.hparams)
         self.kv_kind = placement.kv_kind(options.kv_type, weights)
-        self.n_ctx = placement.context_length(self._checkpoint, self.hparams, self.kv_kind, options.n_ctx)
-        self.n_threads = options.threads or machine.default_threads()
+        device = gpu_placement.open_device(options.device, weights, options.cache_dir)
+        budget = GpuBudget(device, options.vram) if device else None
+        if budget:
+            self.n_ctx = budget.n_ctx(self.hparams, self.kv_kind, options.n_ctx)
+        else:
+            self.n_ctx = placement.context_length(self._checkpoint, self.hparams, self.kv_kind, options.n_ctx)
+        self.n_threads = options.threads or machine.default_threads(beside_gpu=device is not None)
         self._library = KernelLibrary(options.cache_dir, fill_cache)
         self._context = Context(
             self.arch,
@@ -98,9 +107,20 @@ class Model:
             n_batch=min(options.n_batch, self.n_ctx),
             kv_kind=self.kv_kind,
         )
-        self._start(progress)
-        if options.mmap:
-            placement.warm_page_cache(self._checkpoint, _stage(progress, "reading"))
+        self.gpu: GpuRunner | None = None
+        """What runs on the GPU, with its cache of experts; None on the CPU alone."""
+        try:
+            if device and budget:
+                self._start_gpu(device, budget, options.policy, progress)
+            else:
+                self._start(progress)
+            if options.mmap:
+                placement.warm_page_cache(self._checkpoint, _stage(progress, "reading"))
+            if self.gpu:
+                self.gpu.slots.fill()
+        except BaseException:
+            self.close()
+            raise
         self.load_times.load_s = time.perf_counter() - start
 
     def __enter__(self) -> Model:
@@ -227,6 +247,19 @@ class Model:
         self.load_times.n_compiled = self._library.prepare(kernels_of(rows), compiling)
         self.load_times.compile_s = time.perf_counter() - start
         self._context.start(rows, self._library, self.n_threads)
+
+    def _start_gpu(self, device: Device, budget: GpuBudget, policy: str, progress: Progress | None) -> None:
+        """The same with a GPU, which also gets the weights that are always used, and room for experts."""
+        start = time.perf_counter()
+        compiling = progress and (lambda name, done, total: progress("compiling", done, total))
+        self.gpu = runner = self._context.prepare_gpu(device, self.n_threads, policy)
+        kernels = [*kernels_of(runner.rows), runner.embedding_kernel]
+        self.load_times.n_compiled = device.prepare(runner.kernels, compiling)
+        self.load_times.n_compiled += self._library.prepare(kernels, compiling)
+        self.load_times.compile_s = time.perf_counter() - start
+        gpu_placement.register_file(device, self._checkpoint)
+        gpu_placement.allocate_slots(runner, budget)
+        self._context.start_gpu(runner, self._library)
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:

@@ -23,7 +23,9 @@ class Options:
 
     n_ctx: positions of the KV cache; None takes what the file was trained for, or what fits into memory.
     threads: None takes the physical cores this process may use.
-    device: "auto", "cpu" or "cuda:N".
+    device: "auto" (a GPU if there is one that can run the model, else the CPU), "cpu" or "cuda:N".
+    vram: GPU memory that may be used, as "12G", "8000M" or "0.5" (of all); None takes what is free.
+    policy: which experts the GPU keeps, a key of gguf_moe.experts.cache.POLICIES.
     kv_type: "f16" or "f32"; None takes f32 if the file's matrices are F32, else f16.
     mmap: use the file where it lies; False reads it into memory.
     pre_tokenizer: overrides tokenizer.ggml.pre.
@@ -34,6 +36,8 @@ class Options:
     n_ctx: int | None = None
     threads: int | None = None
     device: str = "auto"
+    vram: str | None = None
+    policy: str = "decayed"
     kv_type: str | None = None
     mmap: bool = True
     pre_tokenizer: str | None = None
@@ -48,10 +52,6 @@ class Options:
             raise OptionError(f"kv_type is {self.kv_type!r}, but must be f16 or f32.")
         if not re.fullmatch(r"auto|cpu|cuda:\d+", self.device):
             raise OptionError(f"device is {self.device!r}, but must be auto, cpu or cuda:N.")
-        if self.device.startswith("cuda"):
-            raise OptionError(
-                f"device is {self.device}, but this version computes on the CPU only; use auto or cpu."
-            )
 
 
 def _check_count(name: str, value: int | None, maximum: int) -> None:

@@ -105,7 +105,7 @@ def test_verbose_tells_about_the_model(command):
         (generate("x" * 5000), "the context holds 512"),
         (generate(PROMPT, "--ctx", "4"), "the context holds 4"),
         (generate(""), "prompt is empty"),
-        (generate(PROMPT, "--device", "cuda:0"), "device is cuda:0"),
+        (generate(PROMPT, "--device", "cuda:99"), "the GPU cannot be used"),
         (generate(PROMPT, "--seed", str(2**64)), "seed is"),
         (("generate", "-m", "absent.gguf", "x"), "absent.gguf"),
         (("generate", "-m", ROOT, "x"), "directory"),

@@ -110,13 +110,17 @@ def test_wrong_arguments_are_named(model, call, message):
         ({"threads": 0}, "threads is 0"),
         ({"n_ctx": -1}, "n_ctx is -1"),
         ({"device": "gpu"}, "device is 'gpu'"),
-        ({"device": "cuda:0"}, "device is cuda:0"),
         ({"kv_type": "q8_0"}, "kv_type is 'q8_0'"),
     ],
 )
 def test_wrong_load_options_are_named(options, message):
     with pytest.raises(gguf_moe.OptionError, match=message):
         gguf_moe.load(FIXTURE, **options)
+
+
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(gguf_moe.DeviceError, match=r"needs CuPy|no GPU|GPU 99"):
+        gguf_moe.load(FIXTURE, device="cuda:99")
 
 
 def test_a_context_beyond_memory_is_refused_with_numbers(kernel_cache):

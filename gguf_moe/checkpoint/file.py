@@ -52,11 +52,12 @@ class Checkpoint:
     """An open model. Closing it drops the tensors; the bytes of a tensor still in use stay until it goes."""
 
     def __init__(self, parts: Sequence[Part], buffers: Sequence[np.ndarray]) -> None:
-        """`buffers` has the bytes of each part: u8 [part.nbytes], read-only."""
+        """`buffers` has the bytes of each part: u8 [part.nbytes], read-only, from the start of a page on."""
         self.paths = tuple(part.path for part in parts)
         self.metadata: Metadata = parts[0].metadata
         self.nbytes = sum(part.nbytes for part in parts)
         self.closed = False
+        self.buffers = tuple(buffers)
         self.tensors = {
             place.name: Tensor(
                 name=place.name,
@@ -104,6 +105,7 @@ class Checkpoint:
         A map cannot be unmapped while an array points into it, so it goes with the last such array.
         """
         self.tensors = {}
+        self.buffers = ()
         self.closed = True
 
     def __enter__(self) -> Checkpoint:

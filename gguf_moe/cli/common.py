@@ -47,12 +47,26 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Context.  [default: the file's]"),
         click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads.  [default: cores]"),
         device_option,
+        click.option(
+            "--vram", metavar="SIZE", help="GPU memory to use: 12G, 8000M or 0.5.  [default: what is free]"
+        ),
+        click.option("--policy", default="decayed", help="Of the cache of experts.  [default: decayed]"),
         kv_option,
         no_mmap_option,
         pre_tokenizer_option,
         cache_dir_option,
     )
-    names = ("n_ctx", "threads", "device", "kv_type", "no_mmap", "pre_tokenizer", "cache_dir")
+    names = (
+        "n_ctx",
+        "threads",
+        "device",
+        "vram",
+        "policy",
+        "kv_type",
+        "no_mmap",
+        "pre_tokenizer",
+        "cache_dir",
+    )
 
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> Any:

@@ -18,6 +18,7 @@ from gguf_moe.cli.common import (
 
 if TYPE_CHECKING:
     from gguf_moe.model import Generation, Model
+    from gguf_moe.runtime.gpu.runner import GpuRunner
 
 
 @click.command()
@@ -85,6 +86,8 @@ def generate(
             if not as_json and generation.result.text:
                 click.echo()
             click.echo(_summary(generation), err=True)
+            if model.gpu:
+                click.echo(_gpu_summary(model.gpu), err=True)
         if as_json:
             print_json(_report(model, generation))
 
@@ -110,6 +113,18 @@ def _summary(generation: Generation) -> str:
         f"prompt {len(r.prompt_token_ids)} tokens, {r.prompt_tokens_per_s:.1f} tok/s; "
         f"generated {len(r.token_ids)}, {r.decode_tokens_per_s:.1f} tok/s; "
         f"first token {r.first_token_s:.2f} s"
+    )
+
+
+def _gpu_summary(gpu: GpuRunner) -> str:
+    """What the cache of experts did."""
+    slots = gpu.slots
+    cache, counts = slots.cache, slots.cache.counts
+    steps = max(1, counts.steps)
+    return (
+        f"experts on the GPU: {sum(cache.slots_per_layer)} of {slots.n_expert * cache.n_layer}; "
+        f"{100 * counts.hit_rate:.1f} % of the choices were there; "
+        f"{counts.misses / steps:.1f} misses, {slots.uploaded_bytes / 1e6 / steps:.1f} MB uploaded a step"
     )
 
 

@@ -159,6 +159,17 @@ class Cache:
             uploads += self._refill_layer((self._next_layer + step) % self.n_layer)
         return uploads
 
+    def fill(self) -> list[Upload]:
+        """Uploads into free slots, whatever the policy thinks of them, until it gives none."""
+        uploads = []
+        for il, table in enumerate(self._tables):
+            for ie, slot in enumerate(table):
+                if not self._free[il] or len(self._in_flight) >= self.max_in_flight:
+                    break
+                if slot == MISSING and (il, ie) not in self._in_flight:
+                    uploads.append(self._reserve(il, ie, self._free[il].pop()))
+        return uploads
+
     def commit(self, upload: Upload) -> None:
         """The weights have arrived: from now on the expert has the slot. At step boundaries only."""
         self._take_off(upload)
@@ -220,6 +231,9 @@ class Cache:
             self._tables[il][victim] = MISSING
         else:
             return None
+        return self._reserve(il, ie, slot)
+
+    def _reserve(self, il: int, ie: int, slot: int) -> Upload:
         upload = Upload(il, ie, slot)
         self._in_flight[il, ie] = upload
         return upload

@@ -1,7 +1,8 @@
-"""One conversation's state: the KV cache and the program that extends it."""
+"""One conversation's state: the tokens in the KV cache, and the runner that extends it."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,10 +14,15 @@ from gguf_moe.arch.weights import Weights
 from gguf_moe.errors import ContextFullError
 from gguf_moe.graph.decoder import build_graph
 from gguf_moe.graph.task import Graph, Kind
+from gguf_moe.runtime.cpu import CpuRunner
 from gguf_moe.runtime.crew import KERNELS as CREW_KERNELS
 from gguf_moe.runtime.crew import Crew
+from gguf_moe.runtime.gpu.device import Device
+from gguf_moe.runtime.gpu.mailbox import MOST_PLACES
+from gguf_moe.runtime.gpu.runner import GpuRunner
 from gguf_moe.runtime.lower import Program, Row, lower
 from gguf_moe.runtime.memory import Memory
+from gguf_moe.runtime.runner import Runner, Step
 from gguf_moe_kernels.cpu.library import KernelLibrary
 
 Progress = Callable[[int, int], None]
@@ -39,11 +45,12 @@ class Context:
         self._hparams = hparams
         self._rope_tables = rope_tables(arch, hparams, weights, n_ctx)
         self._memory = Memory()
-        self.graph: Graph = build_graph(
-            arch, hparams, weights, n_tokens=n_batch, n_ctx=n_ctx, kv_kind=kv_kind
+        self._weights = weights
+        self._make_graph = functools.partial(
+            build_graph, arch, hparams, weights, n_ctx=n_ctx, kv_kind=kv_kind
         )
-        self._crew: Crew | None = None
-        self._program: Program | None = None
+        self.graph: Graph = self._make_graph(n_tokens=n_batch)
+        self._runner: Runner | None = None
 
     def rows(self, n_threads: int) -> list[Row]:
         """The program's rows for so many threads; their kernels must be in the library before `start`."""
@@ -51,8 +58,29 @@ class Context:
 
     def start(self, rows: list[Row], library: KernelLibrary, n_threads: int) -> None:
         """Put the program together and make the threads."""
-        self._program = Program(rows, library)
-        self._crew = Crew(n_threads, library)
+        program, crew = Program(rows, library), Crew(n_threads, library)
+        self._runner = CpuRunner(self._memory, program, crew, self._hparams.n_expert_used)
+
+    def prepare_gpu(self, device: Device, n_threads: int, policy: str) -> GpuRunner:
+        """A runner for a GPU, which owns the device from now on.
+
+        Before `start_gpu` its `kernels` must be prepared on the device, those of its `rows` in the library,
+        and room for experts allocated. The longest chunk of a prompt becomes what a post has room for.
+        """
+        self.n_batch = min(self.n_batch, max(1, MOST_PLACES // max(1, self._hparams.n_expert_used)))
+        return GpuRunner(
+            device,
+            self._weights,
+            lambda n_tokens: self._make_graph(n_tokens=n_tokens),
+            n_batch=self.n_batch,
+            n_threads=n_threads,
+            policy=policy,
+        )
+
+    def start_gpu(self, runner: GpuRunner, library: KernelLibrary) -> None:
+        """Let the runner take the steps from now on."""
+        runner.start(library)
+        self._runner = runner
 
     def extend(self, tokens: Sequence[int], n_outputs: int, progress: Progress | None = None) -> np.ndarray:
         """Append tokens to the cache, chunk by chunk; the logits of the last n_outputs of them.
@@ -83,23 +111,19 @@ class Context:
 
     def close(self) -> None:
         """Join the threads and give the memory back."""
-        if self._crew:
-            self._crew.close()
-        self._crew = self._program = None
+        if self._runner:
+            self._runner.close()
+        self._runner = None
         self._memory = Memory()
 
     def _step(self, tokens: Sequence[int], n_outputs: int) -> np.ndarray:
-        n, n_past, memory = len(tokens), len(self.tokens), self._memory
-        memory.set_step(n_past, n, n_outputs, n * self._hparams.n_expert_used)
-        memory["inp_tokens"][:n, 0] = tokens
-        memory["out_ids"][:n_outputs, 0] = np.arange(n - n_outputs, n)
+        n_past, angles = len(self.tokens), {}
         for name, table in self._rope_tables.items():
-            memory[f"{name}_cos"][:n], memory[f"{name}_sin"][:n] = table.angles(n_past, n)
-        assert self._crew is not None, "start() comes first"
-        assert self._program is not None
-        self._crew.run(self._program)
+            angles[f"{name}_cos"], angles[f"{name}_sin"] = table.angles(n_past, len(tokens))
+        assert self._runner is not None, "start() comes first"
+        logits = self._runner.run(Step(tokens, n_past, n_outputs, angles))
         self.tokens.extend(tokens)
-        return memory["result_output"][:n_outputs]
+        return logits
 
 
 def kernels_of(rows: list[Row]) -> list[str]:

@@ -9,10 +9,14 @@ _CGROUP = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
 
 
-def default_threads() -> int:
-    """Threads worth having: the smallest of the allowed cores, the cgroup's quota and the physical cores."""
+def default_threads(beside_gpu: bool = False) -> int:
+    """Threads worth having: the smallest of the allowed cores, the cgroup's quota and the physical cores.
+
+    Beside a GPU one core of more than two is left to its driver and to Python.
+    """
     limits = [len(_allowed_cpus()), _physical_cores(), _cpu_quota()]
-    return max(1, min(limit for limit in limits if limit is not None))
+    n = max(1, min(limit for limit in limits if limit is not None))
+    return n - 1 if beside_gpu and n > 2 else n
 
 
 def total_memory() -> int:

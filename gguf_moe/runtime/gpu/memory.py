@@ -1,0 +1,169 @@
+"""Device memory of one graph: its buffers, its constants, and the inputs that are copied before each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from gguf_moe.checkpoint import ExpertTensors, Tensor
+from gguf_moe.graph.task import Buffer, Rows
+from gguf_moe.runtime.gpu.device import Device
+from gguf_moe.runtime.memory import row_size
+
+ALIGNMENT = 256
+
+
+class Layout:
+    """Offsets of areas that lie one behind the other."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def add(self, nbytes: int) -> int:
+        """The offset of a new area."""
+        offset = self.size
+        self.size += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        return offset
+
+
+class DeviceWeights:
+    """The tensors on the device, uploaded once for all graphs, and where each layer's experts are looked up.
+
+    A table has the device address of each expert's weights, or 0 for an expert that is not there.
+    """
+
+    def __init__(self, device: Device):
+        self._device = device
+        self._stream = device.stream()
+        self._addresses: dict[int, int] = {}
+        self._sources: list[np.ndarray] = []
+        self._tables: dict[int, int] = {}
+        self.nbytes = 0
+
+    def address(self, tensor: Tensor) -> int:
+        """Where a tensor's bytes are on the device; they are uploaded at the first call."""
+        if tensor.address not in self._addresses:
+            self._addresses[tensor.address] = self._upload(tensor.data)
+        return self._addresses[tensor.address]
+
+    def constant(self, values: Sequence[int]) -> int:
+        """Where int64 numbers are on the device."""
+        key = hash(tuple(values))
+        if key not in self._addresses:
+            self._addresses[key] = self._upload(np.array(values, np.int64).view(np.uint8))
+        return self._addresses[key]
+
+    def set_table(self, experts: ExpertTensors, address: int) -> None:
+        """Say where the table of a layer's role is: int64 [n_expert]."""
+        self._tables[id(experts)] = address
+
+    def table(self, experts: ExpertTensors) -> int:
+        """Where the table of a layer's role is."""
+        return self._tables[id(experts)]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all uploads are done."""
+        if done := self._device.is_idle(self._stream):
+            self._sources.clear()
+        return done
+
+    def _upload(self, data: np.ndarray) -> int:
+        address = self._device.allocate(data.nbytes)
+        self._sources.append(data)
+        self._device.copy(self._stream, address, data.__array_interface__["data"][0], data.nbytes)
+        self.nbytes += data.nbytes
+        return address
+
+
+class DeviceMemory:
+    """The buffers of one graph. Has the methods of runtime.memory.Memory that lowering needs.
+
+    `inputs` are the buffers that the host fills before each step. They lie together with the step's numbers,
+    so that one copy brings all. `shared` are addresses of buffers that other graphs use too: the KV cache.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        weights: DeviceWeights,
+        buffers: Iterable[Buffer],
+        inputs: Iterable[str],
+        shared: dict[str, int],
+    ):
+        self.weights = weights
+        self._shared = shared
+        self._scratch: dict[str, int] = {}
+        self._device = device
+        inputs = set(inputs)
+        layout, host = Layout(), Layout()
+        self._words = host.add(8 * len(_WORDS))
+        offsets: dict[str, tuple[Layout, int]] = {}
+        self._inputs: dict[str, tuple[int, Buffer]] = {}
+        for buffer in buffers:
+            if buffer.name in shared:
+                continue
+            where = host if buffer.name in inputs else layout
+            offset = where.add(buffer.rows * row_size(buffer))
+            offsets[buffer.name] = where, offset
+            if where is host:
+                self._inputs[buffer.name] = offset, buffer
+        self._host = device.pinned(host.size)
+        self._host_address = self._host.__array_interface__["data"][0]
+        bases = {id(layout): device.allocate(max(layout.size, 1)), id(host): device.allocate(host.size)}
+        self._base = bases[id(host)]
+        self._addresses = {name: bases[id(where)] + offset for name, (where, offset) in offsets.items()}
+        self.nbytes = layout.size + host.size
+
+    def address(self, buffer: Buffer) -> int:
+        """Where a buffer is on the device. One that is in no graph (scratch) is made at the first call."""
+        if (address := self._shared.get(buffer.name)) or (address := self._addresses.get(buffer.name)):
+            return address
+        if buffer.name not in self._scratch:
+            self._scratch[buffer.name] = self._device.allocate(buffer.rows * row_size(buffer))
+        return self._scratch[buffer.name]
+
+    def scratch(self, name: str, nbytes: int) -> int:
+        """Zeroed device memory of this name, made at the first call."""
+        if name not in self._scratch:
+            self._scratch[name] = self._device.allocate(nbytes)
+        return self._scratch[name]
+
+    def weight_address(self, tensor: Tensor) -> int:
+        """Where a tensor is on the device."""
+        return self.weights.address(tensor)
+
+    @property
+    def n_past_address(self) -> int:
+        """Where the kernels read how many positions the KV cache holds."""
+        return self.word("n_past")
+
+    def rows_address(self, rows: Rows) -> int:
+        """Where the kernels read the step's number of rows."""
+        return self.word(rows)
+
+    def word(self, name: str) -> int:
+        """Where one of the step's numbers is on the device; see _WORDS."""
+        return self._base + self._words + 8 * _WORDS.index(name)
+
+    def set_step(self, number: int, n_past: int, n_tokens: int, n_outputs: int, n_places: int) -> None:
+        """The numbers of the coming step; `number` counts steps from 1."""
+        words = self._host[self._words :].view(np.int64) if not self._words else None
+        assert words is not None, "the step's numbers come first"
+        words[: len(_WORDS)] = (n_past, n_tokens, n_outputs, n_places, number, 0)
+
+    def input(self, name: str) -> np.ndarray:
+        """An input's array in main memory: [rows, cols]."""
+        offset, buffer = self._inputs[name]
+        dtype = np.dtype(buffer.kind.value.replace("f", "<f").replace("i", "<i").replace("32", "4"))
+        data = self._host[offset : offset + buffer.rows * row_size(buffer)]
+        return data.view(dtype).reshape(buffer.rows, buffer.cols)
+
+    def copy_inputs(self, stream: object) -> None:
+        """Queue the copy of the step's numbers and inputs to the device."""
+        self._device.copy(stream, self._base, self._host_address, self._host.nbytes)
+
+
+_WORDS = ("n_past", *Rows, "step", "aborted")
+"""int64 each. `step` counts steps; `aborted` becomes 1 on the device when a step is given up."""

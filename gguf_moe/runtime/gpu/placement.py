@@ -1,0 +1,104 @@
+"""Whether and how a model goes into a GPU's memory: its context, and room for experts of each layer."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from gguf_moe.arch.hparams import HParams
+from gguf_moe.arch.weights import Weights
+from gguf_moe.checkpoint import Checkpoint
+from gguf_moe.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
+from gguf_moe.experts.budget import default_context, free_budget, parse_vram, slots_per_layer
+from gguf_moe.graph.task import Kind
+from gguf_moe.runtime.gpu.device import CudaDevice, Device
+from gguf_moe.runtime.gpu.runner import GpuRunner
+from gguf_moe.runtime.placement import cache_bytes
+from gguf_moe_kernels.cuda.source import QTYPES
+
+logger = logging.getLogger(__name__)
+
+MOST_CUDA_BYTES = 1 << 30
+"""What is taken before anything is allocated counts as CUDA's own memory, up to this: others may be there."""
+SMALLER = 0.95
+"""If the memory for experts cannot be had, this share of it is tried next."""
+
+
+class GpuBudget:
+    """How many bytes of a device's memory this model may take, CUDA's own included.
+
+    vram: as parse_vram reads it, or None for all that is free but a reserve. Raises OptionError.
+    """
+
+    def __init__(self, device: Device, vram: str | None):
+        self._device = device
+        self._free, total = device.memory()
+        self._cuda = min(total - self._free, MOST_CUDA_BYTES)
+        self.nbytes = parse_vram(vram, total) if vram else free_budget(self._free) + self._cuda
+
+    @property
+    def left(self) -> int:
+        """What is not taken yet; negative if it is overdrawn."""
+        free, _ = self._device.memory()
+        return self.nbytes - self._cuda - (self._free - free)
+
+    def n_ctx(self, hparams: HParams, kind: Kind, n_ctx: int | None) -> int:
+        """The context to use: as asked, or a small share of the budget."""
+        return n_ctx or default_context(self.nbytes, cache_bytes(hparams, 1, kind), hparams.n_ctx_train)
+
+
+def open_device(name: str, weights: Weights, cache: Path | None) -> Device | None:
+    """The GPU of this name ("cuda:N"); for "auto" the first one, or None if it cannot run the model.
+
+    `cache` is where compiled kernels are kept. Raises DeviceError or UnsupportedModelError for "cuda:N".
+    """
+    if name == "cpu":
+        return None
+    try:
+        _check_types(weights)
+        return CudaDevice(0 if name == "auto" else int(name.removeprefix("cuda:")), cache)
+    except (DeviceError, UnsupportedModelError) as e:
+        if name != "auto":
+            raise
+        logger.info("the model runs on the CPU: %s", e)
+        return None
+
+
+def register_file(device: Device, checkpoint: Checkpoint) -> None:
+    """Let the device read the file where it lies in main memory; without it uploads are slow."""
+    for path, buffer in zip(checkpoint.paths, checkpoint.buffers, strict=True):
+        if not device.register(buffer.__array_interface__["data"][0], buffer.nbytes):
+            logger.warning("%s cannot be locked in memory for the GPU: bringing experts there is slow", path)
+
+
+def allocate_slots(runner: GpuRunner, budget: GpuBudget) -> None:
+    """Give what is left of the budget to experts. Raises OutOfMemoryError if not even the rest fits."""
+    left = budget.left
+    if left < 0:
+        raise OutOfMemoryError(
+            f"the model without its experts, and its context, need {(budget.nbytes - left) / 1e9:.2f} GB of "
+            f"GPU memory, but {budget.nbytes / 1e9:.2f} GB may be used; give more (--vram), use a smaller "
+            "context (--ctx), or --device cpu."
+        )
+    while True:
+        try:
+            runner.allocate_slots(slots_per_layer(left, runner.slots.sizes, runner.slots.n_expert))
+            return
+        except OutOfMemoryError:
+            left = int(left * SMALLER)
+            if left < min(runner.slots.sizes, default=0):
+                raise
+
+
+def _check_types(weights: Weights) -> None:
+    """Raise UnsupportedModelError if a matrix has a type without CUDA kernels."""
+    qtypes = {tensor.qtype for tensor in weights.tensors.values()}
+    for block in weights.blk:
+        qtypes |= {tensor.qtype for tensor in block.tensors.values()}
+        if block.experts:
+            roles = (block.experts.ffn_gate_exps, block.experts.ffn_up_exps, block.experts.ffn_down_exps)
+            qtypes |= {qtype for role in roles for qtype in role.qtypes}
+    if missing := sorted(qtype.name for qtype in qtypes if qtype.name.lower() not in QTYPES):
+        raise UnsupportedModelError(
+            f"there are no CUDA kernels for weights of the type {missing[0]} yet; use --device cpu."
+        )

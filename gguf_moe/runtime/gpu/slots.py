@@ -1,0 +1,126 @@
+"""Device memory for experts: slots with the file's bytes, the tables that point into them, and uploads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gguf_moe.arch.weights import Experts
+from gguf_moe.experts.budget import SLOT_ALIGNMENT, slot_size
+from gguf_moe.experts.cache import MISSING, Cache, Upload
+from gguf_moe.runtime.gpu.device import Device
+from gguf_moe.runtime.gpu.memory import DeviceWeights
+
+ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+MAX_IN_FLIGHT = 8
+"""Uploads that may be under way: their slots serve nobody meanwhile."""
+
+
+class ExpertSlots:
+    """The experts of all layers that have some, and which of them the device holds.
+
+    The tables, int64 [layers, 3 roles, n_expert] of device addresses, are copied to the device before each
+    step: so a change is seen at a step boundary, by all kernels of a step at once. There is room for experts
+    after `allocate`.
+    """
+
+    def __init__(self, device: Device, layers: Sequence[Experts], weights: DeviceWeights, policy: str):
+        self._device = device
+        self._layers = layers
+        self._stream = device.stream()
+        self.n_expert = len(layers[0].ffn_gate_exps.nbytes) if layers else 0
+        self.cache = Cache(len(layers), self.n_expert, [0] * len(layers), policy, max_in_flight=MAX_IN_FLIGHT)
+        self.sizes = [expert_slot_size(experts) for experts in layers]
+        """Bytes of a slot of each layer."""
+        self._bases = [0] * len(layers)
+        n = len(layers) * len(ROLES) * self.n_expert
+        self._host = device.pinned(8 * max(n, 1))
+        self._tables = self._host.view(np.int64)[:n].reshape(len(layers), len(ROLES), self.n_expert)
+        self._device_tables = device.allocate(self._host.nbytes)
+        for layer, experts in enumerate(layers):
+            for role, name in enumerate(ROLES):
+                address = self._device_tables + 8 * self.n_expert * (layer * len(ROLES) + role)
+                weights.set_table(getattr(experts, name), address)
+        self._arriving: list[tuple[Upload, Any]] = []
+        self.uploaded_bytes = 0
+
+    def allocate(self, slots_per_layer: Sequence[int]) -> None:
+        """Make room for so many experts of each layer. With OutOfMemoryError there is none."""
+        try:
+            for layer, n in enumerate(slots_per_layer):
+                if n:
+                    self._bases[layer] = self._device.allocate(n * self.sizes[layer])
+        except BaseException:
+            self.close()
+            raise
+        self.cache.resize(slots_per_layer)
+
+    def copy_tables(self, stream: Any) -> None:
+        """Queue the copy of the tables to the device."""
+        address = self._host.__array_interface__["data"][0]
+        self._device.copy(stream, self._device_tables, address, self._host.nbytes)
+
+    def used(self, step_ids: Sequence[Sequence[int]]) -> None:
+        """A step chose these experts, for each layer; uploads begin because of it."""
+        self._start(self.cache.used(step_ids))
+
+    def commit_arrived(self) -> None:
+        """At a step boundary: what has arrived can be used from now on."""
+        waiting = []
+        for upload, event in self._arriving:
+            if self._device.is_done(event):
+                self.cache.commit(upload)
+                self._tables[upload.il, :, upload.ie] = self._places(upload)
+            else:
+                waiting.append((upload, event))
+        self._arriving = waiting
+
+    def fill(self) -> None:
+        """Put experts into all free slots, and wait for them. Between steps only."""
+        while uploads := self.cache.fill():
+            self._start(uploads)
+            while self._arriving:
+                self.commit_arrived()
+
+    def close(self) -> None:
+        """Give the slots' memory back. Nothing may run on the device."""
+        for base in self._bases:
+            if base:
+                self._device.free(base)
+        self._bases = [0] * len(self._bases)
+
+    def _start(self, uploads: Sequence[Upload]) -> None:
+        for upload in uploads:
+            self._forget(upload)
+            for role, address in zip(ROLES, self._places(upload), strict=True):
+                tensors = getattr(self._layers[upload.il], role)
+                nbytes = tensors.nbytes[upload.ie]
+                self._device.copy(self._stream, address, tensors.addresses[upload.ie], nbytes)
+                self.uploaded_bytes += nbytes
+            self._arriving.append((upload, self._device.event(self._stream)))
+
+    def _forget(self, upload: Upload) -> None:
+        """Take the expert that had the slot from the tables: its bytes are overwritten from now on."""
+        for ie in np.nonzero(self._tables[upload.il, 0] == self._slot_address(upload))[0]:
+            assert self.cache.table(upload.il)[ie] == MISSING, "the cache has taken it off"
+            self._tables[upload.il, :, ie] = 0
+
+    def _slot_address(self, upload: Upload) -> int:
+        return self._bases[upload.il] + upload.slot * self.sizes[upload.il]
+
+    def _places(self, upload: Upload) -> list[int]:
+        """Where each role of the expert lies in its slot."""
+        address, places = self._slot_address(upload), []
+        for role in ROLES:
+            places.append(address)
+            nbytes = getattr(self._layers[upload.il], role).nbytes[upload.ie]
+            address += -(-nbytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+        return places
+
+
+def expert_slot_size(experts: Experts) -> int:
+    """Bytes of a slot that any expert of a layer fits into."""
+    parts = zip(*(getattr(experts, role).nbytes for role in ROLES), strict=True)
+    return max(slot_size(nbytes) for nbytes in parts)

@@ -1,0 +1,74 @@
+"""Hybrid contexts on an emulated device, or with -m gpu on a real one."""
+
+import contextlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from gguf_moe.arch import find_arch
+from gguf_moe.arch.hparams import read_hparams
+from gguf_moe.arch.weights import load_weights
+from gguf_moe.checkpoint import open_checkpoint
+from gguf_moe.errors import DeviceError
+from gguf_moe.graph.task import Kind
+from gguf_moe.runtime.context import Context
+from gguf_moe.runtime.gpu.device import CudaDevice
+
+TESTS = Path(__file__).parent.parent.parent
+
+
+def _load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+emulated = _load("gpu_emulated", TESTS / "kernels" / "cuda" / "emulated.py")
+emulated_device = _load("emulated_device", Path(__file__).parent / "emulated_device.py")
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory):
+    if emulated.compiler() is None:
+        pytest.skip("the emulator needs g++")
+    return emulated.EmulatedLibrary(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
+def make_device(request):
+    """make_device(): a new device."""
+    if request.param == "emulator":
+        library = request.getfixturevalue("emulated_library")
+        return lambda: emulated_device.EmulatedDevice(library)
+    try:
+        CudaDevice(0).close()
+    except DeviceError as e:
+        pytest.skip(str(e))
+    return lambda: CudaDevice(0)
+
+
+@pytest.fixture
+def hybrid_context(library, make_device):
+    """hybrid_context(path, slots, ...): a context manager; `slots` experts a layer have room on the GPU."""
+
+    @contextlib.contextmanager
+    def make(path, slots, n_threads=2, n_batch=8, n_ctx=48, kv_kind=Kind.F16, policy="decayed", fill=True):
+        checkpoint = open_checkpoint(path)
+        arch = find_arch(checkpoint.metadata)
+        hparams = read_hparams(checkpoint.metadata, arch)
+        weights = load_weights(checkpoint, arch, hparams)
+        context = Context(arch, hparams, weights, n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind)
+        n_layer = sum(block.experts is not None for block in weights.blk)
+        runner = context.prepare_gpu(make_device(), n_threads, policy)
+        runner.allocate_slots([slots] * n_layer)
+        with contextlib.closing(context):
+            context.start_gpu(runner, library)
+            if fill:
+                runner.slots.fill()
+            yield context
+
+    return make

@@ -1,0 +1,129 @@
+"""A device in main memory: its streams are threads, and the emulator runs its kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import threading
+
+import numpy as np
+
+from gguf_moe_kernels.cuda.launch import launch_of
+
+
+class Stream(threading.Thread):
+    """Jobs one after the other. The first that fails stops all later ones."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.jobs = queue.SimpleQueue()
+        self.queued = self.finished = 0
+        self.error = None
+        self.captured = None
+        self.start()
+
+    def put(self, job):
+        if self.captured is not None:
+            self.captured.append(job)
+        else:
+            self.queued += 1
+            self.jobs.put(job)
+
+    def run(self):
+        while (job := self.jobs.get()) is not None:
+            try:
+                if self.error is None:
+                    job()
+            except Exception as e:
+                self.error = e
+            self.finished += 1
+
+
+class EmulatedDevice:
+    """Has gguf_moe.runtime.gpu.device.Device's methods. `library` is tests/kernels/cuda's EmulatedLibrary.
+
+    `total` bytes of memory can be had. `hold` keeps copies of the given stream back until it is cleared.
+    """
+
+    def __init__(self, library, total=1 << 30):
+        self._library = library
+        self._total = total
+        self._arrays = {}
+        self._pinned = []
+        self._streams = []
+        self.launched = []
+
+    def prepare(self, kernels, progress):
+        return 0
+
+    def allocate(self, nbytes):
+        array = np.zeros(nbytes + 256, np.uint8)
+        address = array.__array_interface__["data"][0]
+        address += -address % 256
+        self._arrays[address] = array
+        return address
+
+    def free(self, address):
+        del self._arrays[address]
+
+    def pinned(self, nbytes):
+        address = self.allocate(nbytes)
+        array = self._arrays.pop(address)
+        start = address - array.__array_interface__["data"][0]
+        return array[start : start + nbytes]
+
+    def register(self, address, nbytes):
+        return True
+
+    def unregister(self, address):
+        pass
+
+    def memory(self):
+        used = sum(array.nbytes for array in self._arrays.values())
+        return self._total - used, self._total
+
+    def stream(self):
+        self._streams.append(Stream())
+        return self._streams[-1]
+
+    def copy(self, stream, target, source, nbytes):
+        stream.put(lambda: ctypes.memmove(target, source, nbytes))
+
+    def launch(self, stream, kernel, arguments, rows):
+        size = launch_of(kernel, arguments, rows)
+        self.launched.append(kernel)
+        stream.put(lambda: self._library.launch(kernel, size.grid, size.block, size.shared, arguments))
+
+    def capture(self, stream, queue):
+        stream.captured = []
+        try:
+            queue()
+            return stream.captured
+        finally:
+            stream.captured = None
+
+    def replay(self, stream, graph):
+        for job in graph:
+            stream.put(job)
+
+    def event(self, stream):
+        return stream, stream.queued
+
+    def is_done(self, event):
+        stream, n = event
+        self._check(stream)
+        return stream.finished >= n
+
+    def is_idle(self, stream):
+        self._check(stream)
+        return stream.finished >= stream.queued
+
+    def close(self):
+        for stream in self._streams:
+            stream.jobs.put(None)
+            stream.join()
+        self._arrays.clear()
+
+    def _check(self, stream):
+        if stream.error is not None:
+            raise stream.error
