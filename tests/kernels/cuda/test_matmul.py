@@ -5,10 +5,11 @@ import pytest
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
+from gguf_moe_kernels.cuda import source
 from gguf_moe_kernels.quants import GGMLType
 from gguf_moe_kernels.ref import activations, matmul
 
-QTYPES = list(ACTIVATION_FORMAT)
+QTYPES = [qtype for qtype in ACTIVATION_FORMAT if qtype.name.lower() in source.QTYPES]
 D_OFFSETS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_K": (0, 2), "Q5_K": (0, 2)}
 D_OFFSETS |= {"Q4_1": (0, 2), "Q5_1": (0, 2)}
 
