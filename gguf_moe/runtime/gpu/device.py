@@ -58,6 +58,9 @@ class Device(Protocol):
     def launch(self, stream: Any, kernel: str, arguments: np.ndarray, rows: int) -> None:
         """Queue a kernel with its argument struct, for at most so many rows."""
 
+    def wait_for(self, stream: Any, event: Any) -> None:
+        """Let what is queued on a stream from now on wait for a mark of another stream."""
+
     def capture(self, stream: Any, queue: Callable[[], None]) -> Any:
         """A graph of all that `queue` puts on the stream. Nothing of it runs yet."""
 
@@ -167,6 +170,10 @@ class CudaDevice:
         size = launch_of(kernel, arguments, rows)
         with self._use():
             self._library.kernel(kernel).launch(stream, size.grid, size.block, size.shared, arguments)
+
+    def wait_for(self, stream: Any, event: Any) -> None:
+        with self._use():
+            stream.wait_event(event)
 
     def capture(self, stream: Any, queue: Callable[[], None]) -> Any:
         with self._use():

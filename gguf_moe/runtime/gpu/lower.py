@@ -35,6 +35,8 @@ class Launch:
     kernel: str
     arguments: np.ndarray
     rows: Rows
+    after: tuple[int, ...]
+    """Earlier launches that must be finished, by their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class ExpertSection:
     """What is computed for each place, in order."""
     sum: Task
     """MOE_SUM"""
+    x_tasks: tuple[Task, ...]
+    """What makes the activations that go in."""
 
     @property
     def x(self) -> list[Buffer]:
@@ -70,7 +74,8 @@ def expert_sections(graph: Graph) -> list[ExpertSection]:
             rows, tasks = task, []
         elif task.op is Op.MOE_SUM:
             assert rows is not None
-            sections.append(ExpertSection(rows, tuple(tasks), task))
+            inputs = [t for expert_task in tasks for t in expert_task.after if t not in (rows, *tasks)]
+            sections.append(ExpertSection(rows, tuple(tasks), task, tuple(inputs)))
             rows = None
         elif rows is not None and (task.rows is Rows.PLACES or task.op is Op.ADD_ID):
             tasks.append(task)
@@ -86,8 +91,10 @@ def check_ops(graph: Graph) -> None:
 
 
 def lower_to_gpu(graph: Graph, memory: DeviceMemory, mailbox: Mailbox) -> list[Launch]:
-    """The kernels of a step, in the order in which one stream runs them."""
+    """The kernels of a step, in an order in which one stream can run them."""
     launches: list[Launch] = []
+    last: dict[int, list[int]] = {}
+    """What to wait for to wait for a task: launches by the task's id."""
     sections = expert_sections(graph)
     posts = {id(s.rows): (layer, s) for layer, s in enumerate(sections)}
     joins = {id(s.sum): layer for layer, s in enumerate(sections)}
@@ -95,7 +102,7 @@ def lower_to_gpu(graph: Graph, memory: DeviceMemory, mailbox: Mailbox) -> list[L
         if task.name in HOST_OPS:
             continue
         if task.op is Op.MOE_SUM:
-            lowered = [_join(task, memory, mailbox, joins[id(task)])]
+            lowered = [_join(task, memory, mailbox, joins[id(task)], len(sections))]
         elif task.op is Op.EXPERT_ROWS:
             special: dict[str, Value] = {"n_expert": task.outputs["used"].cols, "k": task.inputs["ids"].cols}
             layer, section = posts[id(task)]
@@ -105,8 +112,23 @@ def lower_to_gpu(graph: Graph, memory: DeviceMemory, mailbox: Mailbox) -> list[L
             ]
         else:
             lowered = list(_LOWER[task.op](task, memory))
-        launches += [_launch(task, memory, *kernel) for kernel in lowered]
+        before = [*task.after, *(posts[id(task)][1].x_tasks if id(task) in posts else ())]
+        after = tuple(dict.fromkeys(n for t in before for n in last.get(id(t), ())))
+        # A post makes the lists that the layer's kernels read; kernels of several types do not depend.
+        is_chain = task.op is Op.EXPERT_ROWS
+        last[id(task)] = []
+        for kernel in lowered:
+            launches.append(_launch(task, memory, after, *kernel))
+            number = len(launches) - 1
+            last[id(task)] = [number] if is_chain else [*last[id(task)], number]
+            after = (number,) if is_chain else after
     return launches
+
+
+def ready_words(memory: DeviceMemory, n_layer: int) -> tuple[int, int]:
+    """Address and bytes of the joins' `ready` words, one for each layer with experts."""
+    nbytes = 8 * max(n_layer, 1)
+    return memory.scratch("ready", nbytes), nbytes
 
 
 def lower_to_crew(graph: Graph, memory: Memory, mailbox: Mailbox, n_threads: int) -> list[Row]:
@@ -163,7 +185,12 @@ class _MissingExperts:
 
 
 def _launch(
-    task: Task, memory: DeviceMemory, kernel: str, struct: np.dtype, special: dict[str, Value]
+    task: Task,
+    memory: DeviceMemory,
+    after: tuple[int, ...],
+    kernel: str,
+    struct: np.dtype,
+    special: dict[str, Value],
 ) -> Launch:
     values: dict[str, Value] = {
         "n_past": memory.n_past_address,
@@ -179,7 +206,7 @@ def _launch(
         if isinstance(value, list):
             value = memory.weights.constant([int(v) for v in value])
         arguments[name] = value
-    return Launch(kernel, arguments, task.rows)
+    return Launch(kernel, arguments, task.rows, after)
 
 
 GpuLowered = Iterator[Lowered]
@@ -333,7 +360,7 @@ def _post(section: ExpertSection, memory: DeviceMemory, mailbox: Mailbox, layer:
     return "mailbox.mailbox_post", structs.MAILBOX_POST, special
 
 
-def _join(task: Task, memory: DeviceMemory, mailbox: Mailbox, layer: int) -> Lowered:
+def _join(task: Task, memory: DeviceMemory, mailbox: Mailbox, layer: int, n_layer: int) -> Lowered:
     post, weights = mailbox.post(layer), task.inputs["weights"]
     special: dict[str, Value] = {
         "k": weights.cols,
@@ -347,6 +374,6 @@ def _join(task: Task, memory: DeviceMemory, mailbox: Mailbox, layer: int) -> Low
         "abort": mailbox.abort_address,
         "heartbeat": mailbox.heartbeat_address,
         "limit": HEARTBEAT_LIMIT_NS,
-        "ready": memory.scratch(f"ready-{layer}", 8),
+        "ready": ready_words(memory, n_layer)[0] + 8 * layer,
     }
     return "mailbox.moe_join", structs.MOE_JOIN, special

@@ -11,10 +11,18 @@ import numpy as np
 from gguf_moe.arch.weights import Weights
 from gguf_moe.checkpoint import Tensor
 from gguf_moe.errors import DeviceError
-from gguf_moe.graph.task import Graph, Kind
+from gguf_moe.graph.task import Graph, Kind, Rows
 from gguf_moe.runtime.crew import Crew
+from gguf_moe.runtime.gpu.branches import Branches
 from gguf_moe.runtime.gpu.device import Device, wait
-from gguf_moe.runtime.gpu.lower import Launch, check_ops, expert_sections, lower_to_crew, lower_to_gpu
+from gguf_moe.runtime.gpu.lower import (
+    Launch,
+    check_ops,
+    expert_sections,
+    lower_to_crew,
+    lower_to_gpu,
+    ready_words,
+)
 from gguf_moe.runtime.gpu.mailbox import Mailbox
 from gguf_moe.runtime.gpu.memory import DeviceMemory, DeviceWeights
 from gguf_moe.runtime.gpu.slots import ExpertSlots
@@ -65,6 +73,7 @@ class StepProgram:
         self.n_vocab = logits.cols
         self._logits_address = self.memory.address(logits)
         self._logits = device.pinned(n_tokens * row_size(logits))
+        self._zeros = device.pinned(ready_words(self.memory, len(self.sections))[1])
         self.program: Program | None = None
         self.n_expert_used = self.sections[0].rows.inputs["ids"].cols if self.sections else 1
         self._graph: Any = None
@@ -83,23 +92,31 @@ class StepProgram:
             self.memory.input(name)[:n] = angles
         embed(step.tokens, self._embeddings.view(np.float32).reshape(-1, self.n_embd))
 
-    def queue(self, stream: Any, slots: ExpertSlots) -> None:
+    def queue(self, stream: Any, branches: Branches, slots: ExpertSlots) -> None:
         """Put all of a step on the stream: inputs, kernels, logits."""
         self.memory.copy_inputs(stream)
         slots.copy_tables(stream)
         source = self._embeddings.__array_interface__["data"][0]
         self._device.copy(stream, self._embedded_address, source, self._embeddings.nbytes)
-        for launch in self.launches:
-            rows = self.n_tokens * (self.n_expert_used if launch.rows == "n_places" else 1)
-            self._device.launch(stream, launch.kernel, launch.arguments, rows)
+        branches.queue(self.launches, self._launch)
         target = self._logits.__array_interface__["data"][0]
         self._device.copy(stream, target, self._logits_address, self._logits.nbytes)
+
+    def _launch(self, stream: Any, launch: Launch) -> None:
+        rows = self.n_tokens * (self.n_expert_used if launch.rows is Rows.PLACES else 1)
+        self._device.launch(stream, launch.kernel, launch.arguments, rows)
 
     def start(self, stream: Any, slots: ExpertSlots) -> None:
         """Let the GPU begin: by a captured graph, made at the first call."""
         if self._graph is None:
-            self._graph = self._device.capture(stream, lambda: self.queue(stream, slots))
+            branches = Branches(self._device, stream)
+            self._graph = self._device.capture(stream, lambda: self.queue(stream, branches, slots))
         self._device.replay(stream, self._graph)
+
+    def forget_abort(self, stream: Any) -> None:
+        """Queue what makes the joins wait again after a step that was given up."""
+        address, nbytes = ready_words(self.memory, len(self.sections))
+        self._device.copy(stream, address, self._zeros.__array_interface__["data"][0], nbytes)
 
     def logits(self, n_outputs: int) -> np.ndarray:
         """Of the step that was run last: float32 [n_outputs, n_vocab]."""
@@ -190,9 +207,10 @@ class GpuRunner:
             wait(self._device, self._stream, STEP_LIMIT_S)
         except BaseException:
             program.mailbox.set_abort(True)
-            wait(self._device, self._stream, STEP_LIMIT_S)
+            self._leave(program)
             raise
         if program.mailbox.aborted:
+            self._leave(program)
             raise DeviceError("the GPU waited too long for the CPU and gave a step up; try again.")
         self.slots.used(program.chosen(len(step.tokens)))
         return program.logits(step.n_outputs)
@@ -204,6 +222,12 @@ class GpuRunner:
         self.programs.clear()
         self.slots.close()
         self._device.close()
+
+    def _leave(self, program: StepProgram) -> None:
+        """After a step that was given up: wait until the GPU has left it, and forget that it was."""
+        wait(self._device, self._stream, STEP_LIMIT_S)
+        program.forget_abort(self._stream)
+        wait(self._device, self._stream, STEP_LIMIT_S)
 
     def _embed(self, tokens: Sequence[int], out: np.ndarray) -> None:
         tensor: Tensor = self._embeddings

@@ -94,13 +94,19 @@ class EmulatedDevice:
         self.launched.append(kernel)
         stream.put(lambda: self._library.launch(kernel, size.grid, size.block, size.shared, arguments))
 
+    def wait_for(self, stream, event):
+        """Nothing to do in a graph: its jobs run in the order in which they were put."""
+
     def capture(self, stream, queue):
-        stream.captured = []
+        jobs = []
+        for other in self._streams:
+            other.captured = jobs
         try:
             queue()
-            return stream.captured
+            return jobs
         finally:
-            stream.captured = None
+            for other in self._streams:
+                other.captured = None
 
     def replay(self, stream, graph):
         for job in graph:

@@ -1,0 +1,50 @@
+"""Launches on several streams, so that those which do not wait for each other run at the same time.
+
+Captured, this becomes a graph with branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gguf_moe.runtime.gpu.device import Device
+from gguf_moe.runtime.gpu.lower import Launch
+
+N_STREAMS = 4
+"""More independent launches than this are rare: q, k, v and their parts."""
+
+
+class Branches:
+    """Queues launches on a main stream and helpers beside it."""
+
+    def __init__(self, device: Device, main: Any):
+        self._device = device
+        self._streams = [main, *(device.stream() for _ in range(N_STREAMS - 1))]
+
+    def queue(self, launches: Sequence[Launch], launch_on: Callable[[Any, Launch], None]) -> None:
+        """Queue them behind all that is on the main stream, which at the end waits for them all.
+
+        launch_on(stream, launch) queues one of them.
+        """
+        device, streams = self._device, self._streams
+        start = device.event(streams[0])
+        for stream in streams[1:]:
+            device.wait_for(stream, start)
+        place: list[int] = []
+        events: list[Any] = []
+        last = [-1] * len(streams)
+        for launch in launches:
+            # Behind one that it waits for, if nothing was put behind that yet; else where the oldest end is.
+            free = [place[n] for n in launch.after if last[place[n]] == n]
+            at = free[0] if free else last.index(min(last))
+            for n in launch.after:
+                if place[n] != at:
+                    device.wait_for(streams[at], events[n])
+            launch_on(streams[at], launch)
+            events.append(device.event(streams[at]))
+            last[at] = len(place)
+            place.append(at)
+        for at, n in enumerate(last):
+            if at and n >= 0:
+                device.wait_for(streams[0], events[n])

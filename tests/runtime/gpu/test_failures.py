@@ -1,0 +1,106 @@
+"""When a side fails in the middle of a step there is an exception; nothing hangs, and the next step is right."""
+
+import _thread
+import threading
+
+import numpy as np
+import pytest
+
+from gguf_moe.errors import DeviceError
+from gguf_moe.runtime.gpu import lower, runner
+from gguf_moe_kernels.activations import ACTIVATION_FORMAT
+from gguf_moe_kernels.cuda.source import QTYPES
+
+
+@pytest.fixture(scope="module")
+def moe_file(tmp_path_factory, tiny_gguf):
+    qtypes = tuple(q for q in ACTIVATION_FORMAT if q.name in ("Q4_K", "Q8_0") and q.name.lower() in QTYPES)
+    return tiny_gguf(tmp_path_factory.mktemp("models") / "moe.gguf", n_layer=2, qtypes=qtypes)
+
+
+def expect_right_steps(context, expected):
+    context.truncate(0)
+    np.testing.assert_array_equal(context.extend([1], 1), expected)
+
+
+def test_ctrl_c_while_the_crew_does_not_answer(hybrid_context, moe_file, monkeypatch):
+    with hybrid_context(moe_file, 0) as context:
+        expected = context.extend([1], 1).copy()
+        crew = context._runner._crew
+        run = crew.run
+
+        def never_answer(program, watch):
+            threading.Timer(0.2, _thread.interrupt_main).start()
+            while True:
+                watch(0.05)
+                threading.Event().wait(0.05)
+
+        monkeypatch.setattr(crew, "run", never_answer)
+        with pytest.raises(KeyboardInterrupt):
+            context.extend([2], 1)
+        assert context.tokens == [1]
+        monkeypatch.setattr(crew, "run", run)
+        expect_right_steps(context, expected)
+
+
+def test_an_error_in_the_crew(hybrid_context, moe_file, monkeypatch):
+    with hybrid_context(moe_file, 0) as context:
+        expected = context.extend([1], 1).copy()
+        crew = context._runner._crew
+        run = crew.run
+
+        def fail(program, watch):
+            raise RuntimeError("a worker has died")
+
+        monkeypatch.setattr(crew, "run", fail)
+        with pytest.raises(RuntimeError, match="has died"):
+            context.extend([2], 1)
+        monkeypatch.setattr(crew, "run", run)
+        expect_right_steps(context, expected)
+
+
+def test_the_gpu_gives_up_a_crew_that_went_away(hybrid_context, moe_file, monkeypatch):
+    monkeypatch.setattr(lower, "HEARTBEAT_LIMIT_NS", 100_000_000)
+    with hybrid_context(moe_file, 0) as context:
+        expected = context.extend([1], 1).copy()
+        crew = context._runner._crew
+        run = crew.run
+        monkeypatch.setattr(crew, "run", lambda program, watch: None)
+        with pytest.raises(DeviceError, match="gave a step up"):
+            context.extend([2], 1)
+        monkeypatch.setattr(crew, "run", run)
+        expect_right_steps(context, expected)
+
+
+def test_a_gpu_that_stands_still_is_noticed(hybrid_context, moe_file, monkeypatch):
+    monkeypatch.setattr(runner, "PROGRESS_LIMIT_S", 0.3)
+    monkeypatch.setattr(runner, "STEP_LIMIT_S", 5.0)
+    with hybrid_context(moe_file, 0) as context:
+        expected = context.extend([1], 1).copy()
+        program = context._runner.programs[1]
+        release = threading.Event()
+        start = program.start
+
+        def start_late(stream, slots):
+            threading.Timer(1.0, lambda: start(stream, slots)).start()
+            release.set()
+
+        monkeypatch.setattr(program, "start", start_late)
+        monkeypatch.setattr(context._runner._device, "is_idle", lambda stream: not release.is_set())
+        with pytest.raises(DeviceError, match=r"has not got on|has not finished"):
+            context.extend([2], 1)
+        monkeypatch.undo()
+        threading.Event().wait(1.5)
+        expect_right_steps(context, expected)
+
+
+def test_a_failing_cuda_call(hybrid_context, moe_file, monkeypatch):
+    with hybrid_context(moe_file, 0) as context:
+        context.extend([1], 1)
+
+        def fail(stream, graph):
+            raise DeviceError("the GPU cannot be used: cudaErrorIllegalAddress; use --device cpu.")
+
+        monkeypatch.setattr(context._runner._device, "replay", fail)
+        with pytest.raises(DeviceError, match="IllegalAddress"):
+            context.extend([2], 1)
