@@ -8,7 +8,7 @@ __device__ __forceinline__ void dot_floats(const WeightRows &weight, const Token
     float lanes[N_ROWS][N_TOKENS] = {}, rest[N_ROWS][N_TOKENS] = {};
     int whole = n_in / WARP * WARP;
     auto activation = [&](int t, int i) { return __ldg(reinterpret_cast<const float *>(x.row(t)) + i); };
-#pragma unroll 4
+#pragma unroll 16
     for (int i = lane_id(); i < whole; i += WARP) {
 #pragma unroll
         for (int r = 0; r < N_ROWS; r++) {

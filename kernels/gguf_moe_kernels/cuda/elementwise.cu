@@ -3,8 +3,6 @@
 
 constexpr int THREADS = 256;
 
-// Elements of a long head that a block has in shared memory at a time.
-constexpr int PART = 4096;
 // Up to this length one warp takes a head by itself; launch.py knows the number.
 constexpr int SHORT = 512;
 
@@ -35,32 +33,29 @@ __device__ __forceinline__ void norm_by_warp(const RmsNorm &a)
         apply_norm(a, x, out, factor, i);
 }
 
-// All threads load a part, then one warp adds it up: the order of the sum is the one of a warp.
+// Each thread adds up every THREADS-th element, each warp its lanes, and all threads the warps in order.
 __device__ __forceinline__ void norm_by_block(const RmsNorm &a)
 {
-    __shared__ float part[PART];
-    __shared__ float factor;
+    __shared__ float sums[THREADS / WARP];
     long long head = blockIdx.x;
     if (head >= count_at(a.rows) * a.n_head)
         return;
     const float *x = at<const float>(a.x) + head * a.n;
     float *out = at<float>(a.out) + head * a.n;
-    WarpDot dot;
-    for (long long start = 0; start < a.n; start += PART) {
-        int n = min(static_cast<long long>(PART), a.n - start);
-        for (int i = threadIdx.x; i < n; i += THREADS)
-            part[i] = x[start + i];
-        __syncthreads();
-        if (threadIdx.x < WARP)
-            dot.add(part, part, n);
-        __syncthreads();
-    }
-    if (threadIdx.x < WARP) {
-        float sum = dot.sum();
-        if (threadIdx.x == 0)
-            factor = norm_factor(sum, a.n, a.eps);
-    }
+    float mine = 0.0f;
+#pragma unroll 8
+    for (int i = threadIdx.x; i < a.n; i += THREADS)
+        mine = __fmaf_rn(x[i], x[i], mine);
+    mine = sum_lanes(mine);
+    if (lane_id() == 0)
+        sums[threadIdx.x / WARP] = mine;
     __syncthreads();
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < THREADS / WARP; warp++)
+        sum += sums[warp];
+    float factor = norm_factor(sum, a.n, a.eps);
+#pragma unroll 8
     for (int i = threadIdx.x; i < a.n; i += THREADS)
         apply_norm(a, x, out, factor, i);
 }

@@ -1,4 +1,4 @@
-"""When a side fails in the middle of a step there is an exception; nothing hangs, and the next step is right."""
+"""When a side fails in the middle of a step there is an exception, no hang, and the next step is right."""
 
 import _thread
 import threading
