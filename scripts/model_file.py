@@ -49,6 +49,20 @@ def copy_keys(
             writer.add_key_value(key, field.contents(), field.types[0], field.types[-1] if is_array else None)
 
 
+def add_key(writer: GGUFWriter, key: str, value: int | float | bool | str | list[int]) -> None:
+    """A key whose type follows from the value; a list is one of bools."""
+    if isinstance(value, list):
+        writer.add_key_value(key, [bool(v) for v in value], GGUFValueType.ARRAY, GGUFValueType.BOOL)
+    else:
+        types: dict[type, GGUFValueType] = {
+            bool: GGUFValueType.BOOL,
+            int: GGUFValueType.UINT32,
+            float: GGUFValueType.FLOAT32,
+            str: GGUFValueType.STRING,
+        }
+        writer.add_key_value(key, value, types[type(value)])
+
+
 def write_tensors(writer: GGUFWriter, tensors: list[Tensor]) -> None:
     """Write the file. One tensor is in memory at a time."""
     for tensor in tensors:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, TokenType
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType
 from gguf.quants import dequantize, quantize
+from model_file import add_key
 from tiny_table import COMMON, N_LAYER, TINY
 
 from gguf_moe.arch import ARCHS
@@ -165,20 +166,6 @@ def _quantized(
     if "_exps" in name:
         qtype = expert_type or (Q5_1 if "down" in name else Q4_0)
     return quantize(data, qtype), qtype
-
-
-def add_key(writer: GGUFWriter, key: str, value: int | float | bool | str | list[int]) -> None:
-    """A key whose type follows from the value; a list is one of bools."""
-    if isinstance(value, list):
-        writer.add_key_value(key, [bool(v) for v in value], GGUFValueType.ARRAY, GGUFValueType.BOOL)
-    else:
-        types: dict[type, GGUFValueType] = {
-            bool: GGUFValueType.BOOL,
-            int: GGUFValueType.UINT32,
-            float: GGUFValueType.FLOAT32,
-            str: GGUFValueType.STRING,
-        }
-        writer.add_key_value(key, value, types[type(value)])
 
 
 def _add_bpe(writer: GGUFWriter, pre: str) -> int:

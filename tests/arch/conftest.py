@@ -31,7 +31,7 @@ def tiny_file(tmp_path):
         model_file.copy_keys(reader, writer, without=keys)
         for key, value in keys.items():
             if value is not None:
-                tiny_models.add_key(writer, key, value)
+                model_file.add_key(writer, key, value)
         changed = {tensor.name: model_file.stored(tensor) for tensor in reader.tensors}
         for name, change in (tensors or {}).items():
             tensor = changed.pop(name, None)
