@@ -91,7 +91,7 @@ def weight_type(m: FullSize, name: str, il: int) -> Type:
 
 
 def tensors(m: FullSize, seed: int) -> Iterator[Tensor]:
-    """All tensors. A matrix of size gain / sqrt(inputs) keeps the size of activations, as in random_model.py."""
+    """All tensors. A matrix of size gain / sqrt(inputs) keeps activations sane, as in random_model.py."""
     blocks, rng = RandomBlocks(seed), np.random.default_rng(seed)
     n_embd_q, n_embd_gqa = m.n_head * m.n_embd_head, m.n_head_kv * m.n_embd_head
 
@@ -134,8 +134,9 @@ def tensors(m: FullSize, seed: int) -> Iterator[Tensor]:
 
 
 def add_vocabulary(writer: GGUFWriter, pre: str, n_vocab: int) -> None:
-    """As many tokens as the model has. The bytes work, so that any text is tokenized; the others are names."""
+    """As many tokens as the model has. The bytes work, so any text can be given; the others are names."""
     if pre:
+        # The project has this alphabet too, but it may not be installed where the file is made.
         printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
         others = [byte for byte in range(256) if byte not in printable]
         letters = [*map(chr, printable), *(chr(256 + i) for i in range(len(others)))]
@@ -149,7 +150,7 @@ def add_vocabulary(writer: GGUFWriter, pre: str, n_vocab: int) -> None:
     else:
         tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
         types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]
-        tokens += [f"▁t{i}" for i in range(259, n_vocab)]
+        tokens += ["▁", *(f"▁t{i}" for i in range(260, n_vocab))]
         types += [TokenType.NORMAL] * (n_vocab - 259)
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
@@ -191,6 +192,8 @@ def make(name: str, dst: Path, n_layer: int | None, seed: int) -> None:
     """Write the model, or one with fewer layers, and say how fast that went."""
     start = time.perf_counter()
     m = FULL_SIZE[name] if n_layer is None else replace(FULL_SIZE[name], n_layer=n_layer)
+    if m.n_layer < 1:
+        raise SystemExit(f"--layers {m.n_layer}: a model has at least one layer")
     writer = GGUFWriter(dst, m.arch)
     add_keys(writer, m, f"{name}, {m.n_layer} layers, random weights")
     add_vocabulary(writer, m.pre, m.n_vocab)

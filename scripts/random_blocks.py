@@ -52,19 +52,20 @@ def _size(*integers: int) -> float:
 
 
 def _scales(rng: np.random.Generator, rms: float) -> np.ndarray:
-    """Block scales around `rms`. They have six bits, so that small multiples are exact in half precision."""
-    mantissa, exponent = np.frexp(rng.uniform(0.6, 1.4, N_BLOCKS) * rms)
+    """Block scales of the size `rms`, of six bits: small multiples of them are exact in half precision."""
+    scales = rng.uniform(0.6, 1.4, N_BLOCKS)
+    mantissa, exponent = np.frexp(scales * (rms / np.sqrt(np.mean(np.square(scales)))))
     return np.ldexp(np.round(mantissa * 64) / 64, exponent)
 
 
 def _k_quants(rng: np.random.Generator, rms: float, qtype: Type, bits: int) -> np.ndarray:
-    """Q4_K or Q5_K. Each minimum is the middle of its group: with m = s, w = d * s * (q - (2**bits - 1) / 2)."""
+    """Q4_K or Q5_K. The minimum of a group takes its middle away: w = d * s * (q - (2**bits - 1) / 2)."""
     blocks = _draw(rng, GGML_QUANT_SIZES[qtype][1])
     middle = (2**bits - 1) / 2
     d = _scales(rng, rms / _size(*range(32, 64)) / _size(*(np.arange(2**bits) - middle)))
     _put_halves(blocks, 0, d)
     _put_halves(blocks, 2, middle * d)
-    # Bytes 4-7 hold scales 0-3 and the upper bits of 4-7, bytes 8-11 the same of the minima; scales are >= 32.
+    # Bytes 4-7: scales 0-3 and the upper bits of 4-7. Bytes 8-11: the same of the minima. All are >= 32.
     blocks[:, 4:8] |= 0b1010_0000
     blocks[:, 8:12] = blocks[:, 4:8]
     # Bytes 12-15: the lower bits of scales 4-7 and of their minima.
@@ -91,7 +92,7 @@ def _q6_k(rng: np.random.Generator, rms: float) -> np.ndarray:
 
 def _q8_0(rng: np.random.Generator, rms: float) -> np.ndarray:
     blocks = _draw(rng, GGML_QUANT_SIZES[Type.Q8_0][1])
-    np.maximum(blocks.view(np.int8), -127, out=blocks.view(np.int8))
+    blocks[blocks == 128] = 0  # -128 has no counterpart
     _put_halves(blocks, 0, _scales(rng, rms / _size(*range(-127, 128))))
     return blocks
 

@@ -46,7 +46,7 @@ def test_a_tensor_repeats_blocks_only_after_a_prime_number_of_them() -> None:
     ],
 )
 def test_types_are_those_that_llama_cpp_chooses(name: str, nbytes: int, n_down_q6_k: int) -> None:
-    # The numbers come from files that llama.cpp quantized, with these numbers of layers and experts.
+    # llama.cpp's quantizer chose the same types, tensor by tensor, in files with as many layers and experts.
     tensors = list(full_size.tensors(full_size.FULL_SIZE[name], seed=1))
     assert sum(tensor.n_bytes for tensor in tensors) == nbytes
     down = [tensor.qtype for tensor in tensors if "ffn_down_exps.weight" in tensor.name]
@@ -63,7 +63,7 @@ def test_a_small_one_runs(
     full_size.make(name, path, n_layer=2, seed=1)
     with gguf_moe.load(path, n_ctx=64, cache_dir=kernel_cache) as model:
         ids = model.tokenize("Hello, wörld")
-        assert model.detokenize(ids) == "Hello, wörld"
+        assert model.detokenize(ids).removeprefix("<s>") == "Hello, wörld"
         logits = model.logits(ids)
     assert logits.shape == (len(ids), 400)
     assert 1 < logits.std() < 10
