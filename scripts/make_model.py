@@ -201,9 +201,7 @@ def parser() -> argparse.ArgumentParser:
         help="such as Q4_K_M (the default), Q8_0, F16",
     )
     p.add_argument("--seed", type=int, default=1, help="of the weights (1)")
-    p = add(
-        "full", "a published model's true shapes and types, with random weights, in seconds"
-    )
+    p = add("full", "a published model's true shapes and types, with random weights, in seconds")
     p.add_argument("model", choices=full_size.FULL_SIZE, metavar="MODEL", help=", ".join(full_size.FULL_SIZE))
     p.add_argument("dst", type=Path, metavar="DST")
     p.add_argument("--layers", type=int, metavar="N", help="fewer layers than the model has")

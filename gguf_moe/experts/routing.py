@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,6 @@ class Routing:
     def n_steps(self) -> int:
         return int(self.ids.shape[0])
 
-    def step(self, i: int) -> np.ndarray:
-        """The choices of step i, int32 [n_layer, n_expert_used]; a trace begins again when it is over."""
-        return np.ascontiguousarray(self.ids[i % self.n_steps], np.int32)
-
     def check(self, name: str, n_layer: int, n_expert: int, n_expert_used: int) -> None:
         """Raise OptionError if the trace, called `name`, is not one for a model of these sizes."""
         found = (*self.ids.shape[1:], self.n_expert)
@@ -46,6 +43,42 @@ class Routing:
                 f"{name}: the trace has {found[0]} layers, {found[1]} of {found[2]} experts used, but the "
                 f"model has {n_layer} layers, {n_expert_used} of {n_expert}; use a trace for this model."
             )
+
+
+class Replay:
+    """Gives a trace out, step by step; it begins again when it is over."""
+
+    def __init__(self, routing: Routing):
+        self._ids = routing.ids.reshape(routing.n_steps, -1).astype(np.int32)
+        self._next = 0
+
+    def take(self, n_steps: int) -> np.ndarray:
+        """The choices of the next n_steps steps: int32 [n_steps, n_layer * n_expert_used]."""
+        steps = (self._next + np.arange(n_steps)) % len(self._ids)
+        self._next = (self._next + n_steps) % len(self._ids)
+        return self._ids[steps]
+
+
+class Recorder:
+    """Collects what the routers of a model choose; `layers` are those that have experts."""
+
+    def __init__(self, n_layer: int, layers: Sequence[int], n_expert: int, n_expert_used: int):
+        self._layers = list(layers)
+        self._n_expert = n_expert
+        self._shape = (n_layer, n_expert_used)
+        self._steps: list[np.ndarray] = []
+
+    def add(self, chosen: Sequence[np.ndarray]) -> None:
+        """What some tokens chose: for each of `layers` ids [n_tokens, n_expert_used]."""
+        ids = np.zeros((len(chosen[0]), *self._shape), np.uint16)
+        ids[:, self._layers] = np.stack(chosen, axis=1)
+        self._steps.append(ids)
+
+    def routing(self, about: dict[str, str]) -> Routing:
+        """All that was recorded; `about` goes into the file. Raises OptionError if that is nothing."""
+        if not self._steps:
+            raise OptionError("no routing was recorded, as the model has not computed a token.")
+        return Routing(np.concatenate(self._steps), self._n_expert, about)
 
 
 def save_routing(path: str | os.PathLike[str], routing: Routing) -> None:

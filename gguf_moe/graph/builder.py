@@ -20,15 +20,26 @@ class Builder:
     """Adds tasks to `graph`, each with the buffers it needs. Buffers have room for n_tokens.
 
     `l_out` is the residual stream between the blocks, `ffn_inp` that between attention and feed-forward.
+    With injects_routing the experts are not chosen by the router, but an input.
     """
 
-    def __init__(self, arch: Arch, hparams: HParams, *, n_tokens: int, n_ctx: int, kv_kind: Kind):
+    def __init__(
+        self,
+        arch: Arch,
+        hparams: HParams,
+        *,
+        n_tokens: int,
+        n_ctx: int,
+        kv_kind: Kind,
+        injects_routing: bool = False,
+    ):
         self.graph = Graph()
         self.arch = arch
         self.hparams = hparams
         self.n_tokens = n_tokens
         self.n_ctx = n_ctx
         self.kv_kind = kv_kind
+        self.injects_routing = injects_routing
         self.l_out = self.buffer("l_out", hparams.n_embd)
         self.ffn_inp = self.buffer("ffn_inp", hparams.n_embd)
 

@@ -15,12 +15,24 @@ from gguf_moe.graph.task import Graph, Kind, Op, Rows
 
 
 def build_graph(
-    arch: Arch, hparams: HParams, weights: Weights, *, n_tokens: int, n_ctx: int, kv_kind: Kind
+    arch: Arch,
+    hparams: HParams,
+    weights: Weights,
+    *,
+    n_tokens: int,
+    n_ctx: int,
+    kv_kind: Kind,
+    injects_routing: bool = False,
 ) -> Graph:
-    """The graph of one step of up to n_tokens tokens, with a context of n_ctx. Its inputs are the buffers
-    inp_tokens and out_ids, and the angles NAME_cos and NAME_sin of each of arch.rope.rope_tables; its result
-    is result_output, f32 [n_outputs, n_vocab]."""
-    builder = Builder(arch, hparams, n_tokens=n_tokens, n_ctx=n_ctx, kv_kind=kv_kind)
+    """The graph of one step of up to n_tokens tokens, with a context of n_ctx.
+
+    Its inputs are the buffers inp_tokens and out_ids, and the angles NAME_cos and NAME_sin of each of
+    arch.rope.rope_tables; with injects_routing also injected_topk, the experts of each token in each layer,
+    i32 [n_tokens, n_layer * n_expert_used]. Its result is result_output, f32 [n_outputs, n_vocab].
+    """
+    builder = Builder(
+        arch, hparams, n_tokens=n_tokens, n_ctx=n_ctx, kv_kind=kv_kind, injects_routing=injects_routing
+    )
     embed(builder, weights)
     for il, block in enumerate(weights.blk):
         attention(builder, il, block)

@@ -55,7 +55,8 @@ def router(builder: Builder, il: int, x: Activations, block: Block, weight: Tens
     hp = builder.hparams
     logits = builder.buffer("ffn_moe_logits", hp.n_expert)
     builder.matmul(f"ffn_moe_logits-{il}", x, weight, logits, bias=block.get("ffn_gate_inp.bias"))
-    topk = builder.buffer("ffn_moe_topk", hp.n_expert_used, Kind.I32)
+    # Each layer has its own, so that all choices of a step can be read after it.
+    topk = builder.buffer(f"ffn_moe_topk-{il}", hp.n_expert_used, Kind.I32)
     chosen = builder.buffer("ffn_moe_weights", hp.n_expert_used)
     outputs = {"logits": logits, "ids": topk, "weights": chosen}
     bias = block.get("exp_probs_b.bias")
@@ -63,11 +64,12 @@ def router(builder: Builder, il: int, x: Activations, block: Block, weight: Tens
         outputs["selection"] = builder.buffer("ffn_moe_probs_biased", hp.n_expert)
     if hp.n_expert_groups > 1:
         outputs["group_scores"] = builder.buffer("ffn_moe_group_scores", hp.n_expert_groups)
+    given = builder.buffer("injected_topk", hp.n_layer * hp.n_expert_used, Kind.I32)
     builder.graph.add(
         f"ffn_moe_topk-{il}",
         Op.MOE_TOPK,
         Rows.TOKENS,
-        inputs={},
+        inputs={"given": given} if builder.injects_routing else {},
         outputs=outputs,
         weights={"bias": bias} if bias else {},
         options={
@@ -76,6 +78,7 @@ def router(builder: Builder, il: int, x: Activations, block: Block, weight: Tens
             "weights_scale": hp.expert_weights_scale,
             "n_group": hp.n_expert_groups,
             "n_group_used": hp.n_group_used,
+            "layer": il,
         },
     )
     return topk, chosen

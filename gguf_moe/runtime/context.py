@@ -12,6 +12,7 @@ from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.rope import rope_tables
 from gguf_moe.arch.weights import Weights
 from gguf_moe.errors import ContextFullError
+from gguf_moe.experts.routing import Recorder, Replay
 from gguf_moe.graph.decoder import build_graph
 from gguf_moe.graph.task import Graph, Kind
 from gguf_moe.runtime.cpu import CpuRunner
@@ -33,21 +34,40 @@ class Context:
     """A KV cache of n_ctx positions and everything that is needed to fill it.
 
     `tokens` are the ids whose keys and values the cache holds. n_batch is the longest chunk of a prompt that
-    one step takes; results do not depend on it.
+    one step takes; results do not depend on it. With `replay` the tokens go to the experts of its steps, one
+    after the other, and not to those that the routers choose.
     """
 
     def __init__(
-        self, arch: Arch, hparams: HParams, weights: Weights, *, n_ctx: int, n_batch: int, kv_kind: Kind
+        self,
+        arch: Arch,
+        hparams: HParams,
+        weights: Weights,
+        *,
+        n_ctx: int,
+        n_batch: int,
+        kv_kind: Kind,
+        replay: Replay | None = None,
     ):
         self.n_ctx = n_ctx
         self.n_batch = n_batch
         self.tokens: list[int] = []
+        self.recorder: Recorder | None = None
+        """Learns what the routers choose, from the moment it is set."""
+        self._replay = replay
+        self._expert_layers = [il for il, block in enumerate(weights.blk) if block.experts]
         self._hparams = hparams
         self._rope_tables = rope_tables(arch, hparams, weights, n_ctx)
         self._memory = Memory()
         self._weights = weights
         self._make_graph = functools.partial(
-            build_graph, arch, hparams, weights, n_ctx=n_ctx, kv_kind=kv_kind
+            build_graph,
+            arch,
+            hparams,
+            weights,
+            n_ctx=n_ctx,
+            kv_kind=kv_kind,
+            injects_routing=replay is not None,
         )
         self.graph: Graph = self._make_graph(n_tokens=n_batch)
         self._runner: Runner | None = None
@@ -59,7 +79,8 @@ class Context:
     def start(self, rows: list[Row], library: KernelLibrary, n_threads: int) -> None:
         """Put the program together and make the threads."""
         program, crew = Program(rows, library), Crew(n_threads, library)
-        self._runner = CpuRunner(self._memory, program, crew, self._hparams.n_expert_used)
+        n_expert_used = self._hparams.n_expert_used
+        self._runner = CpuRunner(self._memory, program, crew, self._expert_layers, n_expert_used)
 
     def prepare_gpu(self, device: Device, n_threads: int, policy: str) -> GpuRunner:
         """A runner for a GPU, which owns the device from now on.
@@ -117,12 +138,16 @@ class Context:
         self._memory = Memory()
 
     def _step(self, tokens: Sequence[int], n_outputs: int) -> np.ndarray:
-        n_past, angles = len(self.tokens), {}
+        n_past, inputs = len(self.tokens), {}
         for name, table in self._rope_tables.items():
-            angles[f"{name}_cos"], angles[f"{name}_sin"] = table.angles(n_past, len(tokens))
+            inputs[f"{name}_cos"], inputs[f"{name}_sin"] = table.angles(n_past, len(tokens))
+        if self._replay:
+            inputs["injected_topk"] = self._replay.take(len(tokens))
         assert self._runner is not None, "start() comes first"
-        logits = self._runner.run(Step(tokens, n_past, n_outputs, angles))
+        logits = self._runner.run(Step(tokens, n_past, n_outputs, inputs))
         self.tokens.extend(tokens)
+        if self.recorder:
+            self.recorder.add(self._runner.chosen(len(tokens)))
         return logits
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gguf_moe.runtime.crew import Crew
@@ -11,12 +13,18 @@ from gguf_moe.runtime.runner import Step
 
 
 class CpuRunner:
-    """The crew walks the program of a graph whose buffers are in `memory`."""
+    """The crew walks the program of a graph whose buffers are in `memory`.
 
-    def __init__(self, memory: Memory, program: Program, crew: Crew, n_expert_used: int):
+    `expert_layers` are the layers that have experts, of which n_expert_used are used.
+    """
+
+    def __init__(
+        self, memory: Memory, program: Program, crew: Crew, expert_layers: Sequence[int], n_expert_used: int
+    ):
         self._memory = memory
         self._program: Program | None = program
         self._crew = crew
+        self._expert_layers = expert_layers
         self._n_expert_used = n_expert_used
 
     def run(self, step: Step) -> np.ndarray:
@@ -24,11 +32,14 @@ class CpuRunner:
         memory.set_step(step.n_past, n, n_outputs, n * self._n_expert_used)
         memory["inp_tokens"][:n, 0] = step.tokens
         memory["out_ids"][:n_outputs, 0] = np.arange(n - n_outputs, n)
-        for name, angles in step.angles.items():
-            memory[name][:n] = angles
+        for name, rows in step.inputs.items():
+            memory[name][:n] = rows
         assert self._program is not None, "a closed runner is not used"
         self._crew.run(self._program)
         return memory["result_output"][:n_outputs]
+
+    def chosen(self, n_tokens: int) -> list[np.ndarray]:
+        return [self._memory[f"ffn_moe_topk-{il}"][:n_tokens] for il in self._expert_layers]
 
     def close(self) -> None:
         self._crew.close()

@@ -12,6 +12,7 @@ from gguf_moe.arch.base import Arch
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.weights import Weights
 from gguf_moe.checkpoint import ExpertTensors, Tensor
+from gguf_moe.experts.routing import Replay
 from gguf_moe.graph.task import Graph, Kind, Op, Task
 from gguf_moe.runtime.context import Context
 from gguf_moe.runtime.cpu import CpuRunner
@@ -38,14 +39,15 @@ class InlineContext(Context):
         n_ctx: int,
         n_batch: int,
         kv_kind: Kind,
+        replay: Replay | None = None,
         on_task: OnTask | None = None,
     ):
-        super().__init__(arch, hparams, weights, n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind)
+        super().__init__(arch, hparams, weights, n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, replay=replay)
         for buffer in self.graph.buffers().values():
             self._memory.address(buffer)
         # To the runner, the graph is the program.
         crew, program = cast(Crew, InlineCrew(self._memory, on_task)), cast(Program, self.graph)
-        self._runner = CpuRunner(self._memory, program, crew, hparams.n_expert_used)
+        self._runner = CpuRunner(self._memory, program, crew, self._expert_layers, hparams.n_expert_used)
 
     def buffer(self, name: str) -> np.ndarray:
         """A buffer's array, as the last task has left it."""
@@ -173,6 +175,16 @@ def _expert_rows(task: Task, arrays: _Arrays) -> None:
     ops.expert_rows(**by_row, **flat)
 
 
+def _moe_topk(task: Task, arrays: _Arrays) -> None:
+    options, k = dict(task.options), task.outputs["ids"].cols
+    first = k * options.pop("layer")
+    by_row = {name: arrays.rows(name) for name in (*task.inputs, *task.outputs)}
+    if "given" in by_row:
+        by_row["given"] = by_row["given"][:, first : first + k]
+    bias = {name: task.tensor(name).data.view(np.float32) for name in task.weights}
+    ops.moe_topk(**by_row, **bias, **options)
+
+
 def _add_id(task: Task, arrays: _Arrays) -> None:
     bias = task.tensor("bias")
     values = bias.data.view(np.float32).reshape(bias.n_rows, -1)
@@ -193,6 +205,7 @@ _RUN: dict[Op, Callable[[Task, _Arrays], None]] = {
     Op.QUANTIZE_HEADS: _quantize_heads,
     Op.KV_STORE: _kv_store,
     Op.ATTENTION: _attention,
+    Op.MOE_TOPK: _moe_topk,
     Op.EXPERT_ROWS: _expert_rows,
     Op.ADD_ID: _add_id,
     Op.MOE_SUM: _moe_sum,

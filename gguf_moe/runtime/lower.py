@@ -243,7 +243,17 @@ def _moe_topk(task: Task, memory: Memory, n_threads: int) -> Lowered:
     special: dict[str, Value] = {"n_expert": logits.cols, "k": task.outputs["ids"].cols}
     if "selection" not in task.outputs:
         special["selection"] = memory.address(logits)
+    special |= given_ids(task, memory.address)
     return "moe.moe_topk", structs.MOE_TOPK, special | _absent(task, "bias", "group_scores")
+
+
+def given_ids(task: Task, address: Callable[[Buffer], int]) -> dict[str, Value]:
+    """Where MOE_TOPK finds the ids that it takes instead of choosing; zeros if it chooses."""
+    if "given" not in task.inputs:
+        return {"given": 0, "given_stride": 0}
+    given, k = task.inputs["given"], task.outputs["ids"].cols
+    first = address(given) + 4 * k * task.options["layer"]
+    return {"given": first, "given_stride": row_size(given)}
 
 
 def _expert_rows(task: Task, memory: Memory, n_threads: int) -> Lowered:

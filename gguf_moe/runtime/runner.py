@@ -17,8 +17,8 @@ class Step:
     n_past: int
     n_outputs: int
     """The logits of so many of the last tokens are wanted."""
-    angles: Mapping[str, np.ndarray]
-    """The graph's inputs NAME_cos and NAME_sin: float32 [len(tokens), n_rot / 2]."""
+    inputs: Mapping[str, np.ndarray]
+    """The graph's other inputs by name, a row for each token: NAME_cos, NAME_sin and injected_topk."""
 
 
 class Runner(Protocol):
@@ -29,6 +29,10 @@ class Runner(Protocol):
 
         An exception (KeyboardInterrupt) leaves the KV cache as it was for all earlier positions.
         """
+
+    def chosen(self, n_tokens: int) -> list[np.ndarray]:
+        """The experts of the last step, which had so many tokens: int32 [n_tokens, n_expert_used] for each
+        layer that has experts, best first."""
 
     def close(self) -> None:
         """Join threads and give memory back. Twice is fine."""

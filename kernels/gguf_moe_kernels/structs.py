@@ -73,8 +73,10 @@ ATTENTION = _struct(
 # logits float32 [rows, n_expert] -> ids int32 [rows, k], weights float32 [rows, k]
 # selection: float32 [rows, n_expert], what is chosen by: the logits' own address if there is no bias (float32
 # [n_expert], or 0) and there are no groups. group_scores: float32 [rows, n_group], or 0 without groups
+# given: int32 [k] a row, rows given_stride bytes apart: ids to take instead of choosing any, or 0
 MOE_TOPK = _struct(
-    "logits selection bias group_scores ids weights n_expert k n_group n_group_used gating normalize rows",
+    "logits selection bias group_scores given given_stride ids weights n_expert k n_group n_group_used "
+    "gating normalize rows",
     "weights_scale",
 )
 

@@ -11,7 +11,7 @@ import pytest
 
 from gguf_moe.errors import GGUFMoeError, OptionError
 from gguf_moe.experts import routing
-from gguf_moe.experts.routing import FORMAT, Routing, load_routing, save_routing
+from gguf_moe.experts.routing import FORMAT, Recorder, Replay, Routing, load_routing, save_routing
 
 
 def ids(n_expert=8):
@@ -34,10 +34,27 @@ def test_saved_and_loaded(tmp_path, n_expert, dtype):
     assert (found.n_expert, found.about) == (n_expert, {"model": "m"})
 
 
-def test_a_step_is_int32_and_the_trace_begins_again():
-    trace = Routing(ids().astype(np.uint8), 8)
-    assert trace.step(1).dtype == np.int32
-    assert (trace.step(6) == ids()[1]).all()
+def test_a_replay_goes_on_and_begins_again():
+    replay = Replay(Routing(ids().astype(np.uint8), 8))
+    expected = ids().reshape(5, 6)
+    assert replay.take(1).dtype == np.int32
+    np.testing.assert_array_equal(replay.take(3), expected[1:4])
+    np.testing.assert_array_equal(replay.take(7), expected[[4, 0, 1, 2, 3, 4, 0]])
+
+
+def test_a_recording_is_a_trace():
+    recorder, chosen = Recorder(3, [0, 2], 8, 2), ids()
+    for start, end in ((0, 3), (3, 4), (4, 5)):
+        recorder.add([chosen[start:end, 0], chosen[start:end, 2]])
+    routing = recorder.routing({"model": "m"})
+    routing.check("t.npz", 3, 8, 2)
+    np.testing.assert_array_equal(routing.ids[:, [0, 2]], chosen[:, [0, 2]])
+    assert not routing.ids[:, 1].any()
+
+
+def test_an_empty_recording_is_refused():
+    with pytest.raises(OptionError, match="no routing was recorded"):
+        Recorder(3, [0, 2], 8, 2).routing({})
 
 
 @pytest.mark.parametrize("sizes", [(4, 8, 2), (3, 9, 2), (3, 8, 1)])

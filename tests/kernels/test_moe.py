@@ -27,17 +27,25 @@ def empty(*shape, dtype=np.float32):
 NO_GROUPS = {"n_group": 1, "n_group_used": 1}
 
 
+def inside_of_rows(given):
+    """Ids as they are given for one of several layers: each row is followed by others'."""
+    array = np.full((len(given), 5 * given.shape[1]), -1, np.int32)
+    array[:, : given.shape[1]] = given
+    return {"given": array, "given_stride": array.strides[0]}
+
+
 @pytest.fixture
 def topk(call_op):
     """Runs the kernel; returns the ids, the weights and what was chosen by."""
 
-    def run(logits, k, options, bias=None):
+    def run(logits, k, options, bias=None, given=None):
         ids, weights = empty(len(logits), k, dtype=np.int32), empty(len(logits), k)
         n_group, n_expert, rows = options["n_group"], logits.shape[1], len(logits)
         selection = logits if bias is None and n_group == 1 else empty(rows, n_expert)
         arrays = {"logits": logits, "selection": selection, "ids": ids, "weights": weights}
         arrays["bias"] = 0 if bias is None else bias
         arrays["group_scores"] = empty(rows, n_group) if n_group > 1 else 0
+        arrays |= {"given": 0, "given_stride": 0} if given is None else inside_of_rows(given)
         call_op("moe.moe_topk", structs.MOE_TOPK, n_expert=n_expert, k=k, rows=rows, **arrays, **options)
         return ids, weights, selection
 
@@ -79,6 +87,21 @@ def test_moe_topk_with_bias_and_groups(rng, topk, assert_same_bits, has_bias, n_
     assert_same_bits(logits, changed)
     if selection is not None:
         assert_same_bits(got_selection, selection)
+
+
+@pytest.mark.parametrize("gating", list(Gating), ids=lambda g: g.name)
+def test_given_ids_get_the_weights_that_the_router_has_for_them(rng, topk, assert_same_bits, gating):
+    logits, given = normal(rng, 3, 16), np.int32([[5, 0, 15], [1, 2, 3], [7, 7, 4]])
+    options = {"gating": gating, "normalize": 1, "weights_scale": 1.0} | NO_GROUPS
+    ids, weights = empty(3, 3, dtype=np.int32), empty(3, 3)
+    ops.moe_topk(logits.copy(), ids, weights, **options, given=given)
+    np.testing.assert_array_equal(ids, given)
+    got_ids, got_weights, _ = topk(logits.copy(), 3, options, given=given)
+    np.testing.assert_array_equal(got_ids, given)
+    assert_same_bits(got_weights, weights)
+    scores = 1 / (1 + np.exp(-logits)) if gating is Gating.SIGMOID else np.exp(logits)
+    expected = np.take_along_axis(scores, given, 1)
+    np.testing.assert_allclose(weights, expected / expected.sum(axis=1, keepdims=True), rtol=1e-5)
 
 
 def test_the_bias_chooses_but_does_not_weigh(topk):

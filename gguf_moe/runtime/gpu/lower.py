@@ -16,7 +16,7 @@ from gguf_moe.errors import UnsupportedModelError
 from gguf_moe.graph.task import Buffer, Graph, Op, Rows, Task
 from gguf_moe.runtime.gpu.mailbox import Mailbox, Post
 from gguf_moe.runtime.gpu.memory import DeviceMemory
-from gguf_moe.runtime.lower import Lowered, Row, Value, lower_task
+from gguf_moe.runtime.lower import Lowered, Row, Value, given_ids, lower_task
 from gguf_moe.runtime.memory import Memory, row_size
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
@@ -294,7 +294,7 @@ def _moe_topk(task: Task, memory: DeviceMemory) -> GpuLowered:
     special: dict[str, Value] = {"n_expert": logits.cols, "k": task.outputs["ids"].cols}
     if "selection" not in task.outputs:
         special["selection"] = memory.address(logits)
-    yield "moe.moe_topk", structs.MOE_TOPK, special
+    yield "moe.moe_topk", structs.MOE_TOPK, special | given_ids(task, memory.address)
 
 
 def _swiglu(task: Task, memory: DeviceMemory) -> GpuLowered:

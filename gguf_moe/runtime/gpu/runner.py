@@ -52,7 +52,8 @@ class StepProgram:
         self.n_tokens = n_tokens
         self._device = device
         buffers = graph.buffers()
-        inputs = [name for name in buffers if name.endswith(("_cos", "_sin"))] + ["inp_tokens", "out_ids"]
+        inputs = [name for name in buffers if name.endswith(("_cos", "_sin"))]
+        inputs += ["inp_tokens", "out_ids", "injected_topk"]
         # Token embeddings are looked up in main memory and come as an input.
         embedded = next(task for task in graph.tasks if task.name == "inp_embd").outputs["out"]
         self._embedded = embedded.name
@@ -88,8 +89,8 @@ class StepProgram:
         self.host_memory.set_step(step.n_past, n, n_outputs, n_places, number)
         self.memory.input("inp_tokens")[:n, 0] = step.tokens
         self.memory.input("out_ids")[:n_outputs, 0] = np.arange(n - n_outputs, n)
-        for name, angles in step.angles.items():
-            self.memory.input(name)[:n] = angles
+        for name, rows in step.inputs.items():
+            self.memory.input(name)[:n] = rows
         embed(step.tokens, self._embeddings.view(np.float32).reshape(-1, self.n_embd))
 
     def queue(self, stream: Any, branches: Branches, slots: ExpertSlots) -> None:
@@ -193,7 +194,7 @@ class GpuRunner:
             wait(self._device, self._stream, STEP_LIMIT_S)
 
     def run(self, step: Step) -> np.ndarray:
-        program = self.programs[1 if len(step.tokens) == 1 else max(self.programs)]
+        program = self._program_for(len(step.tokens))
         assert self._crew is not None
         assert program.program is not None
         self._number += 1
@@ -215,6 +216,10 @@ class GpuRunner:
         self.slots.used(program.chosen(len(step.tokens)))
         return program.logits(step.n_outputs)
 
+    def chosen(self, n_tokens: int) -> list[np.ndarray]:
+        program = self._program_for(n_tokens)
+        return [np.array(ids, np.int32).reshape(n_tokens, -1) for ids in program.chosen(n_tokens)]
+
     def close(self) -> None:
         if self._crew:
             self._crew.close()
@@ -222,6 +227,9 @@ class GpuRunner:
         self.programs.clear()
         self.slots.close()
         self._device.close()
+
+    def _program_for(self, n_tokens: int) -> StepProgram:
+        return self.programs[1 if n_tokens == 1 else max(self.programs)]
 
     def _leave(self, program: StepProgram) -> None:
         """After a step that was given up: wait until the GPU has left it, and forget that it was."""

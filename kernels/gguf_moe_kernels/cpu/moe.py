@@ -87,7 +87,11 @@ def moe_topk(args, chunk, thread):
     if a.group_scores:
         scores = a.group_scores + chunk * 4 * n_group
         mask_groups(selection, n_expert // n_group, n_group, a.n_group_used, scores)
-    choose(selection, n_expert, k, ids)
+    if a.given:
+        for j in range(k):
+            store_i32(ids, 4 * j, load_i32(a.given + chunk * a.given_stride, 4 * j))
+    else:
+        choose(selection, n_expert, k, ids)
     # 0, or NaN if an expert is not finite: then the choice means nothing, and the output must show it.
     check = sum_f32(p, n_expert)
     check = check - check

@@ -116,9 +116,13 @@ KERNEL(moe_topk, MoeTopk, WARP)
     // 0, or NaN if an expert is not finite: then the choice means nothing, and the output must show it.
     float check = warp_sum(p, n);
     check -= check;
+    const int *given = a.given ? at<const int>(a.given + row * a.given_stride) : nullptr;
     Candidate chosen{-1, 0.0f};
     for (int j = 0; j < k; j++) {
-        chosen = next_best(selection, n, chosen);
+        if (given)
+            chosen.expert = given[j];
+        else
+            chosen = next_best(selection, n, chosen);
         if (lane == 0) {
             at<int>(a.ids)[row * k + j] = chosen.expert;
             weights[j] = p[chosen.expert] + check;

@@ -156,14 +156,15 @@ def moe_topk(
     selection: np.ndarray | None = None,
     group_scores: np.ndarray | None = None,
     bias: np.ndarray | None = None,
+    given: np.ndarray | None = None,
 ) -> None:
     """The k experts of each token, the likeliest first, of equal ones the lowest.
 
     The logits become probabilities in place. What is chosen by is `selection`: the probabilities, with the
     bias (float32 [n_expert]) added and all but the best n_group_used of n_group groups at -infinity; the
     weights are always made from the probabilities alone. Without bias and groups selection is None. With NaN
-    among the logits the choice may differ from the kernel's.
-    logits, selection: [rows, n_expert]; group_scores: [rows, n_group]; ids: int32, weights: [rows, k].
+    among the logits the choice may differ from the kernel's. `given` ids are taken instead of chosen ones.
+    logits, selection: [rows, n_expert]; group_scores: [rows, n_group]; ids, given: int32, weights: [rows, k].
     """
     if gating == Gating.SOFTMAX:
         logits[:] = softmax(logits)
@@ -176,7 +177,7 @@ def moe_topk(
     if group_scores is not None:
         mask_groups(selection, group_scores, n_group_used)
     k = ids.shape[1]
-    ids[:] = np.argsort(-selection, axis=1, kind="stable")[:, :k]
+    ids[:] = np.argsort(-selection, axis=1, kind="stable")[:, :k] if given is None else given
     check = exact.sum(logits)
     chosen = np.take_along_axis(logits, ids, axis=1) + (check - check)[:, None]
     if gating == Gating.SOFTMAX_WEIGHT:

@@ -14,7 +14,7 @@ def normal(rng, *shape):
 
 @pytest.fixture
 def check_topk(call, assert_same_bits):
-    def check(logits, k, options, bias=None, rows=None):
+    def check(logits, k, options, bias=None, given=None):
         rows, n_expert = len(logits), logits.shape[1]
         is_apart = bias is not None or options["n_group"] > 1
         scores = np.zeros((rows, options["n_group"]), np.float32) if options["n_group"] > 1 else None
@@ -25,11 +25,14 @@ def check_topk(call, assert_same_bits):
             selection = np.zeros_like(mine) if is_apart else None
             if run == "reference":
                 ops.moe_topk(
-                    mine, ids, weights, **options, selection=selection, group_scores=scores, bias=bias
-                )
+                    mine, ids, weights, **options, selection=selection, group_scores=scores, bias=bias,
+                    given=None if given is None else given[:, :k],
+                )  # fmt: skip
             else:
                 arrays = {"selection": selection if is_apart else mine, "bias": 0 if bias is None else bias}
                 arrays["group_scores"] = 0 if scores is None else np.zeros_like(scores)
+                arrays["given"] = 0 if given is None else given
+                arrays["given_stride"] = 0 if given is None else given.strides[0]
                 sizes = {"n_expert": n_expert, "k": k, "rows": rows}
                 call(
                     "moe.moe_topk", structs.MOE_TOPK, logits=mine, ids=ids, weights=weights,
@@ -69,11 +72,19 @@ def test_moe_topk_with_bias_and_groups(rng, check_topk, has_bias, n_group, n_gro
     check_topk(logits, 4, options | {"n_group": n_group, "n_group_used": n_group_used}, bias)
 
 
+@pytest.mark.parametrize("gating", list(Gating), ids=lambda g: g.name)
+def test_moe_topk_with_given_ids(rng, check_topk, gating):
+    given = np.int32([[5, 0, 39, -1, -1], [1, 2, 3, -1, -1]])
+    options = {"gating": gating, "normalize": 1, "weights_scale": 1.0, "n_group": 1, "n_group_used": 1}
+    check_topk(normal(rng, 2, 40), 3, options, given=given)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_moe_topk_shows_what_is_not_finite(rng, call, bad):
     logits, ids, weights = normal(rng, 2, 40), np.full((2, 4), -1, np.int32), np.zeros((2, 4), np.float32)
     logits[1, 7] = bad
     others = {"n_expert": 40, "k": 4, "n_group": 1, "n_group_used": 1, "normalize": 1, "weights_scale": 1.0}
+    others |= {"given": 0, "given_stride": 0}
     call(
         "moe.moe_topk", structs.MOE_TOPK, logits=logits, selection=logits, bias=0, group_scores=0, ids=ids,
         weights=weights, gating=Gating.SOFTMAX, rows=2, **others,

@@ -56,12 +56,24 @@ def hybrid_context(library, make_device):
     """hybrid_context(path, slots, ...): a context manager; `slots` experts a layer have room on the GPU."""
 
     @contextlib.contextmanager
-    def make(path, slots, n_threads=2, n_batch=8, n_ctx=48, kv_kind=Kind.F16, policy="decayed", fill=True):
+    def make(
+        path,
+        slots,
+        n_threads=2,
+        n_batch=8,
+        n_ctx=48,
+        kv_kind=Kind.F16,
+        policy="decayed",
+        fill=True,
+        replay=None,
+    ):
         checkpoint = open_checkpoint(path)
         arch = find_arch(checkpoint.metadata)
         hparams = read_hparams(checkpoint.metadata, arch)
         weights = load_weights(checkpoint, arch, hparams)
-        context = Context(arch, hparams, weights, n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind)
+        context = Context(
+            arch, hparams, weights, n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, replay=replay
+        )
         n_layer = sum(block.experts is not None for block in weights.blk)
         runner = context.prepare_gpu(make_device(), n_threads, policy)
         runner.allocate_slots([slots] * n_layer)

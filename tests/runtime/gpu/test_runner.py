@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gguf_moe.experts.routing import Recorder, Replay, Routing
 from gguf_moe.graph.task import Kind
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cuda.source import QTYPES
@@ -39,3 +40,26 @@ def test_it_computes_what_the_cpu_computes(hybrid_context, crew_context, moe_fil
     with crew_context(moe_file, 2, n_ctx=48, kv_kind=Kind.F32) as context:
         expected = decode(context, TOKENS)
     assert ((result - expected) ** 2).mean() / (expected**2).mean() < 1e-3
+
+
+def test_a_trace_takes_the_place_of_the_routers_choice(hybrid_context, moe_file, rng, assert_same_bits):
+    ids = rng.permuted(np.tile(np.arange(6), (4, 3, 1)), axis=2)[..., :3]
+    expected = ids[np.arange(len(TOKENS)) % 4]
+    results = []
+    for slots in (0, 2):
+        with hybrid_context(moe_file, slots, replay=Replay(Routing(ids, 6))) as context:
+            context.recorder = Recorder(3, range(3), 6, 3)
+            results.append(context.extend(TOKENS[:5], 5))
+            results.append(decode(context, TOKENS[5:]))
+            np.testing.assert_array_equal(context.recorder.routing({}).ids, expected)
+    for result, same in zip(results[2:], results[:2], strict=True):
+        assert_same_bits(result, same)
+
+
+def test_what_was_recorded_gives_the_same_logits(hybrid_context, moe_file, assert_same_bits):
+    with hybrid_context(moe_file, 2) as context:
+        context.recorder = Recorder(3, range(3), 6, 3)
+        expected = decode(context, TOKENS)
+        routing = context.recorder.routing({})
+    with hybrid_context(moe_file, 1, replay=Replay(routing)) as context:
+        assert_same_bits(decode(context, TOKENS), expected)
