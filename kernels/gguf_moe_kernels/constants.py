@@ -13,6 +13,13 @@ EXP_COEFFICIENTS = tuple(np.float32(c) for c in (1 / 5040, 1 / 720, 1 / 120, 1 /
 EXP_MIN, EXP_MAX = np.float32(-87.0), np.float32(88.0)
 """exp clamps its argument to this range, where the result is a normal number."""
 
+# log(x) = e ln 2 + log(m) with m from sqrt(1/2) to sqrt(2), and log(m) = 2 atanh(s), s = (m - 1) / (m + 1).
+# The polynomial in s^2 is atanh's series from s^3 to s^9; what follows is below 3e-9 of the whole.
+SQRT_HALF_BITS = 0x3F3504F3
+LOG_COEFFICIENTS = tuple(np.float32(c) for c in (2 / 9, 2 / 7, 2 / 5, 2 / 3))
+SOFTPLUS_MAX = np.float32(20.0)
+"""softplus(x) = log(1 + e^x) is x beyond this (ggml: op_softplus)."""
+
 SMALLEST_SUM = np.float32(6.103515625e-5)
 """The chosen experts' weights are divided by their sum, but not by less (llama.cpp: build_moe_ffn)."""
 

@@ -50,6 +50,10 @@ QUANTIZE_HEADS = _struct("x width n n_head out out_stride rows")
 # b [n_head, b_width]
 CONCAT = _struct("a n_a b b_width n_b n_head out rows")
 
+# out[i, out_first + h * n + j] = x[i, first + h * stride + j] for each of n_head parts and j < n, float32; a
+# row of x has x_width elements, one of out out_width
+PARTS = _struct("x x_width first stride out out_width out_first n n_head rows")
+
 # x[i] *= factors[i], float32 [n]; factors: float32 [rows]
 SCALE_ROWS = _struct("x factors n rows")
 
@@ -91,6 +95,9 @@ SWIGLU = _struct("gate up n rows")
 # g = min(gate[i], 7), u = up[i] within -7 and 7: gate[i] = g * sigmoid(1.702 * g) * (u + 1), float32 [n]
 SWIGLU_OAI = _struct("gate up n rows")
 
+# x[i] *= sigmoid(gate[i]), float32 [n]
+SIGMOID_MUL = _struct("x gate n rows")
+
 # x[place[i, j]] += bias[ids[i, j]], float32 [n]; ids and place are int32 [rows, k], bias [n_expert, n]. A
 # place of -1 is computed elsewhere.
 ADD_ID = _struct("x bias ids place k n rows")
@@ -131,6 +138,21 @@ AWAIT_POST = _struct("sequence step n_used first n_places n_rows")
 
 # answer = the value of step, after all that was written before
 ANSWER = _struct("answer step")
+
+# x[i, h] /= sqrt(sum(x[i, h]^2) + eps), float32, for the first n_head parts of n of a row of width elements
+L2_NORM = _struct("x width n n_head rows", "eps")
+
+# out[i, c] = silu(sum over j of weight[c, j] * input[i + j, c]), float32 [n]; weight: [n, d_conv]. input is
+# the state, [d_conv - 1, n], and behind it x; its end becomes the state. A chunk is some channels.
+SSM_CONV = _struct("x weight state out n d_conv n_past rows")
+
+# alpha[i] = exp(a * softplus(alpha[i] + dt)), beta[i] = sigmoid(beta[i]), float32 [n]; a, dt: [n]
+DELTA_NET_GATES = _struct("alpha beta a dt n rows")
+
+# For each of n_head heads h and its state S, float32 [n, n], token by token: S *= decay; then
+# S += beta * (v - S k) k^T; out[i, h] = S q / sqrt(n). A row of qkv: n_head_k heads q, as many k, n_head v;
+# q and k of head h are those of head h / heads_per_key % n_head_k. A chunk is one head.
+GATED_DELTA_NET = _struct("qkv decay beta state out n n_head n_head_k heads_per_key n_past rows")
 
 
 class Control(enum.IntEnum):

@@ -1,64 +1,106 @@
-"""The reference of the gated delta net's ops: against the formulas in float64, and in chunks."""
+"""Ops of gated delta nets: the reference against formulas in float64, the kernels against the reference."""
 
 import numpy as np
 import pytest
 
+from gguf_moe_kernels import structs
 from gguf_moe_kernels.ref import delta_net
+
+CHUNKS = [(9,), (1,) * 9, (2, 5, 2)]
+ROWS = 9
 
 
 def normal(rng, *shape):
     return rng.standard_normal(shape, np.float32)
 
 
-def test_l2_norm_of_the_first_heads(rng):
+def parts_of(chunks):
+    """(first row, rows) of each chunk."""
+    ends = np.cumsum(chunks)
+    return [(end - n, slice(end - n, end)) for end, n in zip(ends.tolist(), chunks, strict=True)]
+
+
+@pytest.fixture(params=["ref", "kernel"])
+def run(request, call_op):
+    """run("ssm_conv", **arguments): the op by the reference or by the kernel, which needs more sizes."""
+    if request.param == "ref":
+        return lambda name, sizes, **arguments: getattr(delta_net, name)(**arguments)
+
+    def kernel(name, sizes, **arguments):
+        call_op(f"delta_net.{name}", getattr(structs, name.upper()), **arguments, **sizes)
+
+    return kernel
+
+
+def test_l2_norm_of_the_first_heads(rng, run):
     x = normal(rng, 3, 100)
     before = x.astype(float)
-    delta_net.l2_norm(x, 2, 40, 0.5)
+    run("l2_norm", {"width": 100, "rows": 3}, x=x, n_head=2, n=40, eps=0.5)
     heads = before[:, :80].reshape(3, 2, 40)
     expected = heads / np.sqrt((heads**2).sum(axis=2, keepdims=True) + 0.5)
     np.testing.assert_allclose(x[:, :80], expected.reshape(3, 80), rtol=1e-5)
     np.testing.assert_array_equal(x[:, 80:], before[:, 80:])
 
 
-def convolve(x, weight, chunks):
-    state, out, start = np.full((weight.shape[1] - 1, x.shape[1]), np.nan, np.float32), np.empty_like(x), 0
-    for n in chunks:
-        part = slice(start, start + n)
-        delta_net.ssm_conv(x[part], weight, state, out[part], start)
-        start += n
+def convolve(run, x, weight, chunks):
+    state, out = np.full((weight.shape[1] - 1, x.shape[1]), np.nan, np.float32), np.empty_like(x)
+    for first, part in parts_of(chunks):
+        sizes = {"n": x.shape[1], "d_conv": weight.shape[1], "rows": part.stop - part.start}
+        run("ssm_conv", sizes, x=x[part], weight=weight, state=state, out=out[part], n_past=first)
     return out, state
 
 
-@pytest.mark.parametrize("chunks", [(9,), (1,) * 9, (2, 5, 2)])
-def test_ssm_conv(rng, chunks, assert_same_bits):
-    x, weight = normal(rng, 9, 6), normal(rng, 6, 4)
-    out, state = convolve(x, weight, chunks)
-    padded = np.concatenate([np.zeros((3, 6)), x])
-    total = sum(padded[j : j + 9] * weight[:, j] for j in range(4))
+@pytest.mark.parametrize("chunks", CHUNKS)
+def test_ssm_conv(rng, run, chunks, assert_same_bits):
+    x, weight = normal(rng, ROWS, 70), normal(rng, 70, 4)
+    out, state = convolve(run, x, weight, chunks)
+    padded = np.concatenate([np.zeros((3, 70)), x])
+    total = sum(padded[j : j + ROWS] * weight[:, j] for j in range(4))
     np.testing.assert_allclose(out, total / (1 + np.exp(-total)), rtol=1e-4, atol=1e-6)
     assert_same_bits(state, x[-3:])
-    assert_same_bits(out, convolve(x, weight, (9,))[0])
+    assert_same_bits(out, convolve(lambda name, _, **a: delta_net.ssm_conv(**a), x, weight, (ROWS,))[0])
 
 
-def recur(q, k, v, decay, beta, chunks):
-    state, out, start = np.full((2, 8, 8), np.nan, np.float32), np.empty_like(v), 0
-    for n in chunks:
-        part = slice(start, start + n)
-        inputs = (a[part] for a in (q, k, v, decay, beta))
-        delta_net.gated_delta_net(*inputs, state, out[part], start)
-        start += n
-    return out
+def test_delta_net_gates(rng, run):
+    alpha, beta, dt = 8 * normal(rng, ROWS, 6), normal(rng, ROWS, 6), normal(rng, 6)
+    a = -rng.random(6, np.float32)
+    decay = np.exp(a * np.logaddexp(0.0, (alpha + dt).astype(float)))
+    factor = 1 / (1 + np.exp(-beta.astype(float)))
+    run("delta_net_gates", {"n": 6, "rows": ROWS}, alpha=alpha, beta=beta, a=a, dt=dt)
+    np.testing.assert_allclose(alpha, decay, rtol=1e-5)
+    np.testing.assert_allclose(beta, factor, rtol=1e-5)
 
 
-@pytest.mark.parametrize("chunks", [(7,), (1,) * 7, (3, 4)])
-def test_gated_delta_net(rng, chunks, assert_same_bits):
-    q, k, v = (normal(rng, 7, 2, 8) / np.float32(3) for _ in range(3))
-    decay, beta = (rng.random((7, 2), np.float32) for _ in range(2))
-    out = recur(q, k, v, decay, beta, chunks)
-    state = np.zeros((2, 8, 8))
-    for i in range(7):
-        for h in range(2):
-            s = state[h] * decay[i, h]
-            state[h] = s + np.outer((v[i, h] - s @ k[i, h]) * beta[i, h], k[i, h])
-            np.testing.assert_allclose(out[i, h], state[h] @ q[i, h] / np.sqrt(8), rtol=1e-4, atol=1e-5)
-    assert_same_bits(out, recur(q, k, v, decay, beta, (7,)))
+def recur(run, qkv, decay, beta, n_head_k, heads_per_key, chunks):
+    n_head = beta.shape[1]
+    n = qkv.shape[1] // (2 * n_head_k + n_head)
+    state, out = np.full((n_head * n, n), np.nan, np.float32), np.empty((len(qkv), n_head * n), np.float32)
+    for first, part in parts_of(chunks):
+        sizes = {"n": n, "n_head": n_head, "rows": part.stop - part.start}
+        inputs = {"qkv": qkv[part], "decay": decay[part], "beta": beta[part]}
+        heads = {"n_head_k": n_head_k, "heads_per_key": heads_per_key}
+        run("gated_delta_net", sizes, **inputs, **heads, state=state, out=out[part], n_past=first)
+    return out, state
+
+
+@pytest.mark.parametrize(("heads_per_key", "of_key"), [(2, [0, 0, 1, 1]), (1, [0, 1, 0, 1])])
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("n", [8, 40])
+def test_gated_delta_net(rng, run, chunks, heads_per_key, of_key, n, assert_same_bits):
+    qkv = normal(rng, ROWS, 8 * n) / np.float32(np.sqrt(n))
+    decay, beta = (rng.random((ROWS, 4), np.float32) for _ in range(2))
+    out, state = recur(run, qkv, decay, beta, 2, heads_per_key, chunks)
+    heads, expected = qkv.astype(float).reshape(ROWS, 8, n), np.zeros((4, n, n))
+    for i in range(ROWS):
+        for h in range(4):
+            q, k, v = heads[i, of_key[h]], heads[i, 2 + of_key[h]], heads[i, 4 + h]
+            s = expected[h] * decay[i, h]
+            expected[h] = s + np.outer((v - s @ k) * beta[i, h], k)
+            np.testing.assert_allclose(
+                out[i, n * h : n * h + n], expected[h] @ q / np.sqrt(n), rtol=1e-4, atol=1e-5
+            )
+    of_ref = recur(
+        lambda name, _, **a: delta_net.gated_delta_net(**a), qkv, decay, beta, 2, heads_per_key, (9,)
+    )
+    assert_same_bits(out, of_ref[0])
+    assert_same_bits(state, of_ref[1])

@@ -83,6 +83,24 @@ def test_exp_outside_its_range():
     assert math.isnan(nan)
 
 
+def test_log_is_within_two_ulp(rng):
+    x = np.concatenate([np.exp(rng.uniform(-87, 88, 2000)), rng.uniform(0.5, 2, 2000), [1.0]]).astype(F32)
+    truth = np.log(x.astype(np.float64))
+    assert np.max(np.abs(exact.log(x) - truth) / np.spacing(np.abs(truth).astype(F32))) < 2.0
+
+
+def test_log_and_softplus_of_what_is_not_finite():
+    assert np.isnan(exact.log(F32([np.nan, np.inf]))).all()
+    np.testing.assert_equal(exact.softplus(F32([np.nan, np.inf])), F32([np.nan, np.inf]))
+
+
+def test_softplus(rng):
+    x = rng.uniform(-10, 40, 2000).astype(F32)
+    np.testing.assert_allclose(
+        exact.softplus(x), np.logaddexp(0.0, x.astype(np.float64)), rtol=1e-3, atol=1e-7
+    )
+
+
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 100, 256])
 def test_sums_are_near_the_truth(rng, n):
     w, x = rng.standard_normal((2, 3, n)).astype(F32)

@@ -1,4 +1,4 @@
-"""The ops on heads that have matrices of their own: the kernel against the reference, bit for bit."""
+"""The ops on parts of rows: the kernel against the reference, bit for bit."""
 
 import numpy as np
 import pytest
@@ -63,6 +63,25 @@ def test_concat_takes_the_end_of_the_second(rng, call_op, assert_same_bits):
     call_op("elementwise.concat", structs.CONCAT, a=a, n_a=5, b=b, b_width=7, out=out, rows=ROWS, **sizes)
     ops.concat(a, b, expected, **sizes)
     assert_same_bits(out, expected)
+
+
+def test_parts_go_where_they_belong(rng, call_op, assert_same_bits):
+    x, out = normal(rng, ROWS, 43), normal(rng, ROWS, 20)
+    expected = out.copy()
+    sizes = {"n_head": N_HEAD, "n": 3, "first": 2, "stride": 10, "out_first": 5}
+    call_op("elementwise.parts", structs.PARTS, x=x, x_width=43, out=out, out_width=20, rows=ROWS, **sizes)
+    ops.parts(x, expected, **sizes)
+    assert_same_bits(out, expected)
+    assert_same_bits(out[:, 8:11], x[:, 12:15])
+
+
+def test_sigmoid_mul(rng, call_op, assert_same_bits):
+    x, gate = normal(rng, ROWS, 37), 4 * normal(rng, ROWS, 37)
+    truth, expected = x / (1 + np.exp(-gate.astype(float))), x.copy()
+    call_op("elementwise.sigmoid_mul", structs.SIGMOID_MUL, x=x, gate=gate, n=37, rows=ROWS)
+    ops.sigmoid_mul(expected, gate)
+    assert_same_bits(x, expected)
+    np.testing.assert_allclose(x, truth, rtol=1e-5)
 
 
 def test_scale_rows(rng, call_op, assert_same_bits):

@@ -1,4 +1,4 @@
-"""Scalar float32 arithmetic whose rounding is fixed: explicit fma, and an exp that is the same everywhere."""
+"""Scalar float32 arithmetic whose rounding is fixed: explicit fma, and exp and log by it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gguf_moe_kernels.constants import EXP_COEFFICIENTS, EXP_MAX, EXP_MIN, LN2_HIGH, LN2_LOW, LOG2_E
+from gguf_moe_kernels.constants import (
+    EXP_COEFFICIENTS,
+    EXP_MAX,
+    EXP_MIN,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    LOG_COEFFICIENTS,
+    SOFTPLUS_MAX,
+    SQRT_HALF_BITS,
+)
 from gguf_moe_kernels.cpu.memory import F32, I32, I64
 
-ONE = np.float32(1.0)
+ONE, TWO = np.float32(1.0), np.float32(2.0)
 
 
 def _unary(name: str):
@@ -52,6 +62,16 @@ def float_from_bits(typingctx, bits):
 
 
 @intrinsic
+def bits_of(typingctx, x):
+    """The bits of a float32, sign-extended to int64."""
+
+    def codegen(context, builder, signature, args):
+        return builder.sext(builder.bitcast(args[0], I32), I64)
+
+    return types.int64(types.float32), codegen
+
+
+@intrinsic
 def to_float(typingctx, value):
     """An int64 that fits in 32 bits as float32, rounded to nearest even."""
 
@@ -86,6 +106,33 @@ def exp(x):
     for c in EXP_COEFFICIENTS[1:]:
         p = fma(p, r, c)
     return p * float_from_bits((to_int(n) + 127) << 23)
+
+
+@njit
+def log(x):
+    """The natural logarithm of a positive normal float32, by explicit fma. NaN stays NaN."""
+    bits = bits_of(x)
+    e = (bits - SQRT_HALF_BITS) >> 23
+    m = float_from_bits(bits - (e << 23)) - ONE
+    s = m / (m + TWO)
+    z = s * s
+    p = LOG_COEFFICIENTS[0]
+    for c in LOG_COEFFICIENTS[1:]:
+        p = fma(p, z, c)
+    n = to_float(e)
+    return fma(n, LN2_HIGH, fma(n, LN2_LOW, fma(s * z, p, s + s))) + (x - x)
+
+
+@njit
+def softplus(x):
+    """log(1 + e^x), float32."""
+    return x if x > SOFTPLUS_MAX else log(ONE + exp(x))
+
+
+@njit
+def sigmoid(x):
+    """1 / (1 + e^-x), float32."""
+    return ONE / (ONE + exp(-x))
 
 
 @njit

@@ -9,10 +9,18 @@ from numba import carray, njit
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.constants import OAI_ALPHA, OAI_LIMIT
-from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma, silu, sqrt, to_float
+from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma, sigmoid, silu, sqrt, to_float
 from gguf_moe_kernels.cpu.compile import Kernel, op
 from gguf_moe_kernels.cpu.dot import dot_f32
-from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, make_call, store_f16, store_f32
+from gguf_moe_kernels.cpu.memory import (
+    copy_bytes,
+    load_f32,
+    load_i32,
+    load_i64,
+    make_call,
+    store_f16,
+    store_f32,
+)
 
 call_dequantize = make_call(3)
 
@@ -87,6 +95,18 @@ def concat(args, chunk, thread):
     return 1
 
 
+@op(structs.PARTS)
+def parts(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n = a.n
+    first, out = a.x + 4 * (chunk * a.x_width + a.first), a.out + 4 * (chunk * a.out_width + a.out_first)
+    for h in range(a.n_head):
+        copy_bytes(out + 4 * h * n, first + 4 * h * a.stride, 4 * n)
+    return 1
+
+
 @njit
 def rotate(x, n_pairs, step, pair_stride, cos, sin):
     """Turn each pair (x[i * step], x[i * step + pair_stride]) by its angle, in place."""
@@ -155,4 +175,15 @@ def swiglu_oai(args, chunk, thread):
         g = OAI_LIMIT if g > OAI_LIMIT else g
         u = OAI_LIMIT if u > OAI_LIMIT else (-OAI_LIMIT if u < -OAI_LIMIT else u)
         store_f32(gate, 4 * i, g / (ONE + exp(-(OAI_ALPHA * g))) * (u + ONE))
+    return 1
+
+
+@op(structs.SIGMOID_MUL)
+def sigmoid_mul(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, x, gate = a.n, a.x + chunk * 4 * a.n, a.gate + chunk * 4 * a.n
+    for i in range(n):
+        store_f32(x, 4 * i, load_f32(x, 4 * i) * sigmoid(load_f32(gate, 4 * i)))
     return 1

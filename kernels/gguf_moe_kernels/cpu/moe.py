@@ -7,7 +7,7 @@ from numba import carray, njit
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.constants import SMALLEST_SUM
-from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma
+from gguf_moe_kernels.cpu.arithmetic import ONE, fma, sigmoid
 from gguf_moe_kernels.cpu.attention import softmax
 from gguf_moe_kernels.cpu.compile import op
 from gguf_moe_kernels.cpu.dot import dot_f32, sum_f32
@@ -36,12 +36,6 @@ def choose(probabilities, n_expert, k, ids):
             best, best_value = (last + 1) % n_expert, last_value
         store_i32(ids, 4 * j, best)
         last, last_value = best, best_value
-
-
-@njit
-def sigmoid(x):
-    """1 / (1 + exp(-x)), float32."""
-    return ONE / (ONE + exp(-x))
 
 
 @njit

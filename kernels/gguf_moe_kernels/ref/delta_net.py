@@ -9,6 +9,7 @@ import numpy as np
 
 from gguf_moe_kernels.ref import exact
 from gguf_moe_kernels.ref.exact import ONE, fma, quiet
+from gguf_moe_kernels.ref.ops import sigmoid
 
 
 @quiet
@@ -37,19 +38,41 @@ def ssm_conv(x: np.ndarray, weight: np.ndarray, state: np.ndarray, out: np.ndarr
 
 
 @quiet
-def gated_delta_net(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, decay: np.ndarray, beta: np.ndarray,
-    state: np.ndarray, out: np.ndarray, n_past: int,
-) -> None:  # fmt: skip
-    """For each token: S *= decay; S += k (beta * (v - S k)); out = S q / sqrt(n).
+def delta_net_gates(alpha: np.ndarray, beta: np.ndarray, a: np.ndarray, dt: np.ndarray) -> None:
+    """alpha becomes the decay exp(a * softplus(alpha + dt)), beta becomes sigmoid(beta), in place.
 
-    q, k, v, out: [rows, n_head, n]; decay, beta: [rows, n_head]; state S: [n_head, n (of v), n (of k)].
+    alpha, beta: [rows, n_head]; a, dt: [n_head].
+    """
+    alpha[:] = exact.exp(a * exact.softplus(alpha + dt))
+    beta[:] = sigmoid(beta)
+
+
+@quiet
+def gated_delta_net(
+    qkv: np.ndarray,
+    decay: np.ndarray,
+    beta: np.ndarray,
+    state: np.ndarray,
+    out: np.ndarray,
+    n_past: int,
+    n_head_k: int,
+    heads_per_key: int,
+) -> None:
+    """For each token and head: S *= decay; S += k (beta * (v - S k)); out = S q / sqrt(n).
+
+    A row of qkv has n_head_k heads of n elements of q, as many of k, and n_head of v. Head h has the q and
+    the k of head h / heads_per_key % n_head_k. decay, beta: [rows, n_head]; out: [rows, n_head * n]; the
+    states S: [n_head * n (of v), n (of k)].
     """
     if n_past == 0:
         state[:] = 0
-    scale = ONE / np.sqrt(np.float32(k.shape[-1]))
+    n_head, n = beta.shape[1], state.shape[1]
+    heads, states = qkv.reshape(len(qkv), -1, n), state.reshape(n_head, n, n)
+    of_key = np.arange(n_head) // heads_per_key % n_head_k
+    q, k, v = heads[:, of_key], heads[:, n_head_k + of_key], heads[:, 2 * n_head_k :]
+    scale = ONE / np.sqrt(np.float32(n))
     for i in range(len(v)):
-        decayed = state * decay[i, :, None, None]
+        decayed = states * decay[i, :, None, None]
         change = (v[i] - exact.dot(decayed, k[i, :, None])) * beta[i, :, None]
-        state[:] = fma(k[i, :, None], change[..., None], decayed)
-        out[i] = exact.dot(state, q[i, :, None]) * scale
+        states[:] = fma(k[i, :, None], change[..., None], decayed)
+        out[i] = (exact.dot(states, q[i, :, None]) * scale).reshape(-1)

@@ -1,4 +1,4 @@
-"""Float32 arithmetic with exactly the kernels' roundings: fma, exp, and the order of each sum."""
+"""Float32 arithmetic with exactly the kernels' roundings: fma, exp, log, and the order of each sum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from gguf_moe_kernels.constants import EXP_COEFFICIENTS, EXP_MAX, EXP_MIN, LN2_HIGH, LN2_LOW, LOG2_E
+from gguf_moe_kernels.constants import (
+    EXP_COEFFICIENTS,
+    EXP_MAX,
+    EXP_MIN,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    LOG_COEFFICIENTS,
+    SOFTPLUS_MAX,
+    SQRT_HALF_BITS,
+)
 
 ONE = np.float32(1.0)
 LANES = 32
@@ -54,6 +64,29 @@ def exp(x: np.ndarray) -> np.ndarray:
     for coefficient in EXP_COEFFICIENTS[1:]:
         p = fma(p, r, coefficient)
     return np.ldexp(p, np.where(np.isnan(n), 0, n).astype(np.int32))
+
+
+@quiet
+def log(x: np.ndarray) -> np.ndarray:
+    """The natural logarithm of positive normal float32, by the polynomial of constants.py. NaN stays NaN."""
+    x = np.asarray(x, np.float32)
+    bits = x.view(np.int32)
+    e = (bits - SQRT_HALF_BITS) >> 23
+    m = (bits - (e << 23)).view(np.float32) - ONE
+    s = m / (m + np.float32(2.0))
+    z = s * s
+    p = np.full_like(x, LOG_COEFFICIENTS[0])
+    for coefficient in LOG_COEFFICIENTS[1:]:
+        p = fma(p, z, coefficient)
+    n = e.astype(np.float32)
+    log_m = fma(s * z, p, s + s)
+    return fma(n, LN2_HIGH, fma(n, LN2_LOW, log_m)) + (x - x)
+
+
+@quiet
+def softplus(x: np.ndarray) -> np.ndarray:
+    """log(1 + e^x), float32."""
+    return np.where(x > SOFTPLUS_MAX, x, log(ONE + exp(x)))
 
 
 @quiet

@@ -56,6 +56,14 @@ def concat(a: np.ndarray, b: np.ndarray, out: np.ndarray, n_head: int, n_b: int)
     out[:] = np.concatenate([a, b[..., b.shape[2] - n_b :]], axis=2).reshape(out.shape)
 
 
+def parts(
+    x: np.ndarray, out: np.ndarray, n_head: int, n: int, first: int, stride: int, out_first: int = 0
+) -> None:
+    """out[i, out_first + h * n + j] = x[i, first + h * stride + j], for n_head parts of n of a row."""
+    places = first + stride * np.arange(n_head)[:, None] + np.arange(n)
+    out[:, out_first : out_first + n_head * n] = x[:, places.reshape(-1)]
+
+
 @quiet
 def rope(
     x: np.ndarray,
@@ -243,6 +251,12 @@ def swiglu_oai(gate: np.ndarray, up: np.ndarray) -> None:
     """gate = g * sigmoid(1.702 * g) * (u + 1), in place; g = min(gate, 7), and u is up within -7 and 7."""
     g, u = np.minimum(gate, OAI_LIMIT), np.clip(up, -OAI_LIMIT, OAI_LIMIT)
     gate[:] = g / (ONE + exact.exp(-(OAI_ALPHA * g))) * (u + ONE)
+
+
+@quiet
+def sigmoid_mul(x: np.ndarray, gate: np.ndarray) -> None:
+    """x *= sigmoid(gate), in place."""
+    x *= sigmoid(gate)
 
 
 @quiet
