@@ -31,7 +31,10 @@ class Op(enum.StrEnum):
     EXPERT_ROWS = "expert_rows"
     SWIGLU = "swiglu"
     SWIGLU_OAI = "swiglu_oai"
+    GEGLU = "geglu"
+    SOFTCAP = "softcap"
     ADD_ID = "add_id"
+    SCALE_ID = "scale_id"
     MOE_SUM = "moe_sum"
     SHEXP_GATE = "shexp_gate"
 

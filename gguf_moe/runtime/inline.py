@@ -191,6 +191,11 @@ def _add_id(task: Task, arrays: _Arrays) -> None:
     ops.add_id(arrays["x"], values, arrays.rows("ids"), arrays.rows("place"))
 
 
+def _scale_id(task: Task, arrays: _Arrays) -> None:
+    scale = task.tensor("scale").data.view(np.float32)
+    ops.scale_id(arrays["x"], scale, arrays.rows("ids"), arrays.rows("place"))
+
+
 def _moe_sum(task: Task, arrays: _Arrays) -> None:
     by_row = {name: arrays.rows(name) for name in (*task.inputs, *task.outputs) if name != "x"}
     ops.moe_sum(arrays["x"], **by_row)
@@ -208,6 +213,7 @@ _RUN: dict[Op, Callable[[Task, _Arrays], None]] = {
     Op.MOE_TOPK: _moe_topk,
     Op.EXPERT_ROWS: _expert_rows,
     Op.ADD_ID: _add_id,
+    Op.SCALE_ID: _scale_id,
     Op.MOE_SUM: _moe_sum,
 }
 

@@ -128,7 +128,7 @@ def _quantize(task: Task, memory: Memory, n_threads: int) -> Lowered:
 
 def _rms_norm(task: Task, memory: Memory, n_threads: int) -> Lowered:
     special: dict[str, Value] = {"n": task.inputs["x"].cols // task.options["n_head"]}
-    return "elementwise.rms_norm", structs.RMS_NORM, special | _absent(task, "bias")
+    return "elementwise.rms_norm", structs.RMS_NORM, special | _absent(task, "weight", "bias")
 
 
 def _scale(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -269,9 +269,22 @@ def _swiglu_oai(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "elementwise.swiglu_oai", structs.SWIGLU_OAI, {"n": task.outputs["gate"].cols}
 
 
+def _geglu(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    return "elementwise.geglu", structs.GEGLU, {"n": task.outputs["gate"].cols}
+
+
+def _softcap(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    return "elementwise.softcap", structs.SOFTCAP, {"n": task.outputs["x"].cols}
+
+
 def _add_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
     special: dict[str, Value] = {"k": task.inputs["ids"].cols, "n": task.outputs["x"].cols}
     return "moe.add_id", structs.ADD_ID, special
+
+
+def _scale_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"k": task.inputs["ids"].cols, "n": task.outputs["x"].cols}
+    return "moe.scale_id", structs.SCALE_ID, special
 
 
 def _moe_sum(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -302,7 +315,10 @@ _LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
     Op.EXPERT_ROWS: _expert_rows,
     Op.SWIGLU: _swiglu,
     Op.SWIGLU_OAI: _swiglu_oai,
+    Op.GEGLU: _geglu,
+    Op.SOFTCAP: _softcap,
     Op.ADD_ID: _add_id,
+    Op.SCALE_ID: _scale_id,
     Op.MOE_SUM: _moe_sum,
     Op.SHEXP_GATE: _shexp_gate,
 }

@@ -26,5 +26,8 @@ SMALLEST_SUM = np.float32(6.103515625e-5)
 OAI_ALPHA, OAI_LIMIT = np.float32(1.702), np.float32(7.0)
 """Of gpt-oss's gated unit (llama.cpp: LLM_FFN_SWIGLU_OAI_MOE)."""
 
+GELU_LINEAR, GELU_CUBIC = np.float32(1.5957691), np.float32(0.071354816)
+"""gelu(x) = x * sigmoid(LINEAR * x + CUBIC * x^3): 2 sqrt(2 / pi), and 0.044715 of it (ggml_gelu_f32)."""
+
 SMALLEST_AMAX = np.float32(2.0**-120)
 """A block of activations whose largest magnitude is below this becomes zeros: 127 / amax might overflow."""

@@ -23,7 +23,7 @@ GET_ROWS = _struct("dequantize weight row_size n tokens out rows")
 # x -> out, one row of n activations each
 QUANTIZE = _struct("x n out out_stride rows")
 
-# out[i, h] = x[i, h] / sqrt(mean(x[i, h]^2) + eps) * weight (+ bias), float32 [n_head, n] a row
+# out[i, h] = x[i, h] / sqrt(mean(x[i, h]^2) + eps) (* weight) (+ bias), float32 [n_head, n] a row
 RMS_NORM = _struct("x weight bias out n n_head rows", "eps")
 
 # out[i] = factor * x[i] (+ residual[i]), float32 [n]
@@ -95,12 +95,21 @@ SWIGLU = _struct("gate up n rows")
 # g = min(gate[i], 7), u = up[i] within -7 and 7: gate[i] = g * sigmoid(1.702 * g) * (u + 1), float32 [n]
 SWIGLU_OAI = _struct("gate up n rows")
 
+# gate[i] = gelu(gate[i]) * up[i], float32 [n]
+GEGLU = _struct("gate up n rows")
+
+# x[i] = cap * tanh(x[i] / cap), float32 [n]
+SOFTCAP = _struct("x n rows", "cap")
+
 # x[i] *= sigmoid(gate[i]), float32 [n]
 SIGMOID_MUL = _struct("x gate n rows")
 
 # x[place[i, j]] += bias[ids[i, j]], float32 [n]; ids and place are int32 [rows, k], bias [n_expert, n]. A
 # place of -1 is computed elsewhere.
 ADD_ID = _struct("x bias ids place k n rows")
+
+# x[place[i, j]] *= scale[ids[i, j]], float32 [n]; scale: [n_expert]; else as ADD_ID
+SCALE_ID = _struct("x scale ids place k n rows")
 
 # out[i] = sum over j of weights[i, j] * x[place[i, j]] in the router's order (+ shared[i]) (+ residual[i])
 MOE_SUM = _struct("x place weights k n shared residual out rows")

@@ -172,6 +172,17 @@ def test_add_id(rng, call_op, assert_same_bits, n, k):
     assert_same_bits(x[place[1, 0]], before[place[1, 0]] + bias[ids[1, 0]])
 
 
+def test_scale_id(rng, call_op, assert_same_bits):
+    x, scale = normal(rng, 6, 50), normal(rng, 8)
+    ids, place = np.int32([[7, 0], [1, 2], [7, 1]]), np.int32([[3, 0], [-1, 4], [5, 1]])
+    before, expected = x.copy(), x.copy()
+    ops.scale_id(expected, scale, ids, place)
+    call_op("moe.scale_id", structs.SCALE_ID, x=x, scale=scale, ids=ids, place=place, k=2, n=50, rows=3)
+    assert_same_bits(x, expected)
+    assert_same_bits(x[3], before[3] * scale[7])
+    assert_same_bits(x[2], before[2])
+
+
 @pytest.mark.parametrize(("n", "k"), [(32, 2), (77, 1), (50, 4)])
 @pytest.mark.parametrize("added", [(), ("residual",), ("shared",), ("shared", "residual")])
 def test_moe_sum(rng, call_op, assert_same_bits, n, k, added):

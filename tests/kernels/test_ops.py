@@ -85,15 +85,24 @@ def test_rms_norm(rng, call_op, assert_same_bits, n, n_head, has_bias):
     sizes = {"n": n, "n_head": n_head, "rows": 3, "eps": 1e-5}
     arrays = {"weight": weight, "bias": bias if has_bias else 0}
     call_op("elementwise.rms_norm", structs.RMS_NORM, x=x, out=out, **arrays, **sizes)
-    ops.rms_norm(x, weight, expected, 1e-5, n_head, bias)
+    ops.rms_norm(x, expected, 1e-5, n_head, weight, bias)
     assert_same_bits(out, expected)
     call_op("elementwise.rms_norm", structs.RMS_NORM, x=x, out=x, **arrays, **sizes)
     assert_same_bits(x, expected)
 
 
+def test_rms_norm_without_a_weight(rng, call_op, assert_same_bits):
+    x, out, expected = normal(rng, 3, 80), empty(3, 80), empty(3, 80)
+    sizes = {"n": 40, "n_head": 2, "rows": 3, "eps": 1e-5}
+    call_op("elementwise.rms_norm", structs.RMS_NORM, x=x, out=out, weight=0, bias=0, **sizes)
+    ops.rms_norm(x, expected, 1e-5, 2)
+    assert_same_bits(out, expected)
+    np.testing.assert_allclose(np.square(out.reshape(6, 40)).mean(axis=1), 1, rtol=1e-3)
+
+
 def test_rms_norm_of_heads_is_near_the_truth(rng):
     x, weight, bias, out = normal(rng, 2, 24), normal(rng, 8), normal(rng, 8), empty(2, 24)
-    ops.rms_norm(x, weight, out, 0.5, 3, bias)
+    ops.rms_norm(x, out, 0.5, 3, weight, bias)
     head = x[1, 8:16].astype(float)
     np.testing.assert_allclose(
         out[1, 8:16], head / np.sqrt((head**2).mean() + 0.5) * weight + bias, rtol=1e-5, atol=1e-6
@@ -212,6 +221,31 @@ def test_swiglu_oai(rng, call_op, assert_same_bits):
     assert np.isnan(gate[1, 0])
     g, u = before[2:].astype(float).clip(None, 7), up[2:].astype(float).clip(-7, 7)
     np.testing.assert_allclose(gate[2:], g / (1 + np.exp(-1.702 * g)) * (u + 1), rtol=1e-5)
+
+
+def test_geglu(rng, call_op, assert_same_bits):
+    gate, up = normal(rng, 4, 77) * 3, normal(rng, 4, 77)
+    gate[0, :4] = np.nan, np.inf, -np.inf, -0.0
+    before, expected = gate.copy(), gate.copy()
+    ops.geglu(expected, up)
+    call_op("elementwise.geglu", structs.GEGLU, gate=gate, up=up, n=77, rows=4)
+    assert_same_bits(gate, expected)
+    assert np.isnan(gate[0, 0])
+    x = before[1:].astype(float)
+    truth = x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    np.testing.assert_allclose(gate[1:], truth * up[1:], rtol=1e-5, atol=1e-10)
+
+
+def test_softcap(rng, call_op, assert_same_bits):
+    x = normal(rng, 4, 77) * 60
+    x[0, :4] = np.nan, np.inf, -np.inf, 0.0
+    before, expected = x.copy(), x.copy()
+    ops.softcap(expected, 30.0)
+    call_op("elementwise.softcap", structs.SOFTCAP, x=x, n=77, cap=30.0, rows=4)
+    assert_same_bits(x, expected)
+    assert np.isnan(x[0, 0])
+    np.testing.assert_array_equal(x[0, 1:4], [30, -30, 0])
+    np.testing.assert_allclose(x[1:], 30 * np.tanh(before[1:].astype(float) / 30), atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -77,7 +77,7 @@ def expert_sections(graph: Graph) -> list[ExpertSection]:
             inputs = [t for expert_task in tasks for t in expert_task.after if t not in (rows, *tasks)]
             sections.append(ExpertSection(rows, tuple(tasks), task, tuple(inputs)))
             rows = None
-        elif rows is not None and (task.rows is Rows.PLACES or task.op is Op.ADD_ID):
+        elif rows is not None and (task.rows is Rows.PLACES or task.op in (Op.ADD_ID, Op.SCALE_ID)):
             tasks.append(task)
     return sections
 
@@ -297,13 +297,18 @@ def _moe_topk(task: Task, memory: DeviceMemory) -> GpuLowered:
     yield "moe.moe_topk", structs.MOE_TOPK, special | given_ids(task, memory.address)
 
 
-def _swiglu(task: Task, memory: DeviceMemory) -> GpuLowered:
-    struct = structs.SWIGLU if task.op is Op.SWIGLU else structs.SWIGLU_OAI
+def _gated_unit(task: Task, memory: DeviceMemory) -> GpuLowered:
+    struct = {Op.SWIGLU: structs.SWIGLU, Op.SWIGLU_OAI: structs.SWIGLU_OAI, Op.GEGLU: structs.GEGLU}[task.op]
     yield f"elementwise.{task.op}", struct, {"n": task.outputs["gate"].cols}
 
 
-def _add_id(task: Task, memory: DeviceMemory) -> GpuLowered:
-    yield "moe.add_id", structs.ADD_ID, {"k": task.inputs["ids"].cols, "n": task.outputs["x"].cols}
+def _softcap(task: Task, memory: DeviceMemory) -> GpuLowered:
+    yield "elementwise.softcap", structs.SOFTCAP, {"n": task.outputs["x"].cols}
+
+
+def _by_choice(task: Task, memory: DeviceMemory) -> GpuLowered:
+    struct = structs.ADD_ID if task.op is Op.ADD_ID else structs.SCALE_ID
+    yield f"moe.{task.op}", struct, {"k": task.inputs["ids"].cols, "n": task.outputs["x"].cols}
 
 
 def _shexp_gate(task: Task, memory: DeviceMemory) -> GpuLowered:
@@ -321,9 +326,12 @@ _LOWER: dict[Op, Callable[[Task, DeviceMemory], GpuLowered]] = {
     Op.KV_STORE: _kv_store,
     Op.ATTENTION: _attention,
     Op.MOE_TOPK: _moe_topk,
-    Op.SWIGLU: _swiglu,
-    Op.SWIGLU_OAI: _swiglu,
-    Op.ADD_ID: _add_id,
+    Op.SWIGLU: _gated_unit,
+    Op.SWIGLU_OAI: _gated_unit,
+    Op.GEGLU: _gated_unit,
+    Op.SOFTCAP: _softcap,
+    Op.ADD_ID: _by_choice,
+    Op.SCALE_ID: _by_choice,
     Op.SHEXP_GATE: _shexp_gate,
 }
 

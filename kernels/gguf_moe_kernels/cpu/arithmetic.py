@@ -12,6 +12,8 @@ from gguf_moe_kernels.constants import (
     EXP_COEFFICIENTS,
     EXP_MAX,
     EXP_MIN,
+    GELU_CUBIC,
+    GELU_LINEAR,
     LN2_HIGH,
     LN2_LOW,
     LOG2_E,
@@ -139,3 +141,9 @@ def sigmoid(x):
 def silu(x):
     """x * sigmoid(x), float32."""
     return x / (ONE + exp(-x))
+
+
+@njit
+def gelu(x):
+    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), float32."""
+    return x / (ONE + exp(-(x * fma(GELU_CUBIC, x * x, GELU_LINEAR))))

@@ -9,7 +9,7 @@ from numba import carray, njit
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.constants import OAI_ALPHA, OAI_LIMIT
-from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma, sigmoid, silu, sqrt, to_float
+from gguf_moe_kernels.cpu.arithmetic import ONE, TWO, exp, fma, gelu, sigmoid, silu, sqrt, to_float
 from gguf_moe_kernels.cpu.compile import Kernel, op
 from gguf_moe_kernels.cpu.dot import dot_f32
 from gguf_moe_kernels.cpu.memory import (
@@ -45,8 +45,12 @@ def rms_norm(args, chunk, thread):
         start = 4 * n * (chunk * a.n_head + h)
         x, out = a.x + start, a.out + start
         factor = ONE / sqrt(dot_f32(x, x, n) / to_float(n) + a.eps)
-        for i in range(n):
-            store_f32(out, 4 * i, load_f32(x, 4 * i) * factor * load_f32(weight, 4 * i))
+        if weight:
+            for i in range(n):
+                store_f32(out, 4 * i, load_f32(x, 4 * i) * factor * load_f32(weight, 4 * i))
+        else:
+            for i in range(n):
+                store_f32(out, 4 * i, load_f32(x, 4 * i) * factor)
         if bias:
             for i in range(n):
                 store_f32(out, 4 * i, load_f32(out, 4 * i) + load_f32(bias, 4 * i))
@@ -175,6 +179,28 @@ def swiglu_oai(args, chunk, thread):
         g = OAI_LIMIT if g > OAI_LIMIT else g
         u = OAI_LIMIT if u > OAI_LIMIT else (-OAI_LIMIT if u < -OAI_LIMIT else u)
         store_f32(gate, 4 * i, g / (ONE + exp(-(OAI_ALPHA * g))) * (u + ONE))
+    return 1
+
+
+@op(structs.GEGLU)
+def geglu(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, gate, up = a.n, a.gate + chunk * 4 * a.n, a.up + chunk * 4 * a.n
+    for i in range(n):
+        store_f32(gate, 4 * i, gelu(load_f32(gate, 4 * i)) * load_f32(up, 4 * i))
+    return 1
+
+
+@op(structs.SOFTCAP)
+def softcap(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, x, factor = a.n, a.x + chunk * 4 * a.n, TWO / a.cap
+    for i in range(n):
+        store_f32(x, 4 * i, a.cap * (ONE - TWO / (ONE + exp(load_f32(x, 4 * i) * factor))))
     return 1
 
 

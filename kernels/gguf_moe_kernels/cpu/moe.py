@@ -152,6 +152,22 @@ def add_id(args, chunk, thread):
     return 1
 
 
+@op(structs.SCALE_ID)
+def scale_id(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, k = a.n, a.k
+    for j in range(chunk * k, (chunk + 1) * k):
+        place = load_i32(a.place, 4 * j)
+        if place < 0:
+            continue
+        x, scale = a.x + place * 4 * n, load_f32(a.scale, 4 * load_i32(a.ids, 4 * j))
+        for i in range(n):
+            store_f32(x, 4 * i, load_f32(x, 4 * i) * scale)
+    return 1
+
+
 @op(structs.MOE_SUM)
 def moe_sum(args, chunk, thread):
     a = carray(args, 1)[0]

@@ -13,7 +13,9 @@ __device__ __forceinline__ float norm_factor(float dot, long long n, float eps)
 
 __device__ __forceinline__ void apply_norm(const RmsNorm &a, const float *x, float *out, float factor, int i)
 {
-    float normed = x[i] * factor * at<const float>(a.weight)[i];
+    float normed = x[i] * factor;
+    if (a.weight)
+        normed *= at<const float>(a.weight)[i];
     out[i] = a.bias ? normed + at<const float>(a.bias)[i] : normed;
 }
 
@@ -149,4 +151,22 @@ KERNEL(swiglu_oai, SwigluOai, THREADS)
         return;
     float &gate = at<float>(a.gate)[row * a.n + i];
     gate = gated_oai(gate, at<const float>(a.up)[row * a.n + i]);
+}
+
+KERNEL(geglu, Geglu, THREADS)
+{
+    long long row = blockIdx.x, i = element();
+    if (row >= count_at(a.rows) || i >= a.n)
+        return;
+    float &gate = at<float>(a.gate)[row * a.n + i];
+    gate = gelu(gate) * at<const float>(a.up)[row * a.n + i];
+}
+
+KERNEL(softcap, Softcap, THREADS)
+{
+    long long row = blockIdx.x, i = element();
+    if (row >= count_at(a.rows) || i >= a.n)
+        return;
+    float &x = at<float>(a.x)[row * a.n + i];
+    x = a.cap * (1.0f - 2.0f / (1.0f + exact_exp(x * (2.0f / a.cap))));
 }

@@ -35,6 +35,11 @@ __device__ __forceinline__ float silu(float x)
     return x / (1.0f + exact_exp(-x));
 }
 
+__device__ __forceinline__ float gelu(float x)
+{
+    return x / (1.0f + exact_exp(-(x * __fmaf_rn(GELU_CUBIC, x * x, GELU_LINEAR))));
+}
+
 __device__ __forceinline__ float gated_oai(float g, float u)
 {
     // NaN goes through the comparisons as it is.

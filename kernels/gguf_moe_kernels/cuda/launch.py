@@ -77,6 +77,8 @@ def _rms_norm(a: Any, rows: int) -> Launch:
     "elementwise.kv_store_f32",
     "elementwise.swiglu",
     "elementwise.swiglu_oai",
+    "elementwise.geglu",
+    "elementwise.softcap",
     "moe.moe_sum",
     "mailbox.moe_join",
 )
@@ -129,8 +131,8 @@ def _one_block(a: Any, rows: int) -> Launch:
     return Launch((1,), (256,))
 
 
-@rule("moe.add_id")
-def _add_id(a: Any, rows: int) -> Launch:
+@rule("moe.add_id", "moe.scale_id")
+def _by_choice(a: Any, rows: int) -> Launch:
     return Launch((rows * a.k, blocks(a.n, 256)), (256,))
 
 

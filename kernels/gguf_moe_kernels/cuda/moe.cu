@@ -170,6 +170,15 @@ KERNEL(add_id, AddId, THREADS)
     at<float>(a.x)[place * a.n + i] += at<const float>(a.bias)[expert * a.n + i];
 }
 
+KERNEL(scale_id, ScaleId, THREADS)
+{
+    long long choice = blockIdx.x, i = element();
+    if (choice >= count_at(a.rows) * a.k || i >= a.n)
+        return;
+    long long place = at<const int>(a.place)[choice], expert = at<const int>(a.ids)[choice];
+    at<float>(a.x)[place * a.n + i] *= at<const float>(a.scale)[expert];
+}
+
 KERNEL(moe_sum, MoeSum, THREADS)
 {
     long long row = blockIdx.x, i = element();

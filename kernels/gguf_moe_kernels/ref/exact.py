@@ -12,6 +12,8 @@ from gguf_moe_kernels.constants import (
     EXP_COEFFICIENTS,
     EXP_MAX,
     EXP_MIN,
+    GELU_CUBIC,
+    GELU_LINEAR,
     LN2_HIGH,
     LN2_LOW,
     LOG2_E,
@@ -20,7 +22,7 @@ from gguf_moe_kernels.constants import (
     SQRT_HALF_BITS,
 )
 
-ONE = np.float32(1.0)
+ONE, TWO = np.float32(1.0), np.float32(2.0)
 LANES = 32
 
 
@@ -73,7 +75,7 @@ def log(x: np.ndarray) -> np.ndarray:
     bits = x.view(np.int32)
     e = (bits - SQRT_HALF_BITS) >> 23
     m = (bits - (e << 23)).view(np.float32) - ONE
-    s = m / (m + np.float32(2.0))
+    s = m / (m + TWO)
     z = s * s
     p = np.full_like(x, LOG_COEFFICIENTS[0])
     for coefficient in LOG_COEFFICIENTS[1:]:
@@ -93,6 +95,12 @@ def softplus(x: np.ndarray) -> np.ndarray:
 def silu(x: np.ndarray) -> np.ndarray:
     """x * sigmoid(x), float32."""
     return x / (ONE + exp(-x))
+
+
+@quiet
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), float32."""
+    return x / (ONE + exp(-(x * fma(GELU_CUBIC, x * x, GELU_LINEAR))))
 
 
 def dot(w: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from gguf_moe_kernels.constants import OAI_ALPHA, OAI_LIMIT, SMALLEST_SUM
 from gguf_moe_kernels.gating import Gating
 from gguf_moe_kernels.quants import GGMLType
 from gguf_moe_kernels.ref import exact
-from gguf_moe_kernels.ref.exact import ONE, fma, quiet
+from gguf_moe_kernels.ref.exact import ONE, TWO, fma, quiet
 from gguf_moe_kernels.ref.quants import dequantize
 
 
@@ -23,17 +23,19 @@ def get_rows(qtype: GGMLType, weight: np.ndarray, tokens: np.ndarray, out: np.nd
 @quiet
 def rms_norm(
     x: np.ndarray,
-    weight: np.ndarray,
     out: np.ndarray,
     eps: float,
     n_head: int = 1,
+    weight: np.ndarray | None = None,
     bias: np.ndarray | None = None,
 ) -> None:
-    """out[i, h] = x[i, h] / sqrt(mean(x[i, h]^2) + eps) * weight (+ bias), for the n_head parts of a row."""
+    """out[i, h] = x[i, h] / sqrt(mean(x[i, h]^2) + eps) (* weight) (+ bias), for n_head parts of a row."""
     parts = x.reshape(len(x), n_head, x.shape[1] // n_head)
     mean = exact.dot(parts, parts) / np.float32(parts.shape[2])
     factor = ONE / np.sqrt(mean + np.float32(eps))
-    normed = parts * factor[..., None] * weight
+    normed = parts * factor[..., None]
+    if weight is not None:
+        normed = normed * weight
     out[:] = (normed if bias is None else normed + bias).reshape(out.shape)
 
 
@@ -254,6 +256,19 @@ def swiglu_oai(gate: np.ndarray, up: np.ndarray) -> None:
 
 
 @quiet
+def geglu(gate: np.ndarray, up: np.ndarray) -> None:
+    """gate = gelu(gate) * up, in place."""
+    gate[:] = exact.gelu(gate) * up
+
+
+@quiet
+def softcap(x: np.ndarray, cap: float) -> None:
+    """x = cap * tanh(x / cap), in place; tanh(y) is 1 - 2 / (1 + e^2y)."""
+    limit = np.float32(cap)
+    x[:] = limit * (ONE - TWO / (ONE + exact.exp(x * (TWO / limit))))
+
+
+@quiet
 def sigmoid_mul(x: np.ndarray, gate: np.ndarray) -> None:
     """x *= sigmoid(gate), in place."""
     x *= sigmoid(gate)
@@ -267,6 +282,13 @@ def add_id(x: np.ndarray, bias: np.ndarray, ids: np.ndarray, place: np.ndarray) 
     """
     here = place >= 0
     x[place[here]] += bias[ids[here]]
+
+
+@quiet
+def scale_id(x: np.ndarray, scale: np.ndarray, ids: np.ndarray, place: np.ndarray) -> None:
+    """x[place[i, j]] *= scale[ids[i, j]], but for places of -1. ids, place: int32 [rows, k]."""
+    here = place >= 0
+    x[place[here]] *= scale[ids[here], None]
 
 
 @quiet

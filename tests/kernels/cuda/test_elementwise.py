@@ -36,13 +36,15 @@ def test_quantize(rng, call, assert_same_bits, kind, n):
 
 @pytest.mark.parametrize("n", [8, 33, 300, 512, 513, 5000])
 @pytest.mark.parametrize("n_head", [1, 3])
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_rms_norm(rng, call, n, n_head, has_bias):
-    x, weight, bias = normal(rng, 3, n_head * n), normal(rng, n), normal(rng, n) if has_bias else None
+@pytest.mark.parametrize(("has_weight", "has_bias"), [(False, False), (True, False), (True, True)])
+def test_rms_norm(rng, call, n, n_head, has_weight, has_bias):
+    x = normal(rng, 3, n_head * n)
+    weight, bias = normal(rng, n) if has_weight else None, normal(rng, n) if has_bias else None
     x[2] = 0
     out, expected = np.zeros_like(x), np.zeros_like(x)
-    others = {"weight": weight, "bias": bias if has_bias else 0, "n": n, "n_head": n_head, "eps": 1e-5}
-    ops.rms_norm(x, weight, expected, 1e-5, n_head, bias)
+    others = {"weight": weight if has_weight else 0, "bias": bias if has_bias else 0}
+    others |= {"n": n, "n_head": n_head, "eps": 1e-5}
+    ops.rms_norm(x, expected, 1e-5, n_head, weight, bias)
     call("elementwise.rms_norm", structs.RMS_NORM, x=x, out=out, rows=2, largest_rows=3, **others)
     np.testing.assert_allclose(out[:2], expected[:2], rtol=1e-5, atol=1e-6)
     assert not out[2].any()  # beyond this step's rows nothing is written
@@ -81,7 +83,10 @@ def test_kv_store(rng, call, assert_same_bits, dtype):
     assert_same_bits(cache, expected)
 
 
-@pytest.mark.parametrize(("name", "struct"), [("swiglu", structs.SWIGLU), ("swiglu_oai", structs.SWIGLU_OAI)])
+@pytest.mark.parametrize(
+    ("name", "struct"),
+    [("swiglu", structs.SWIGLU), ("swiglu_oai", structs.SWIGLU_OAI), ("geglu", structs.GEGLU)],
+)
 def test_gated_unit(rng, call, assert_same_bits, name, struct):
     gate, up = 8 * normal(rng, 3, 300), 8 * normal(rng, 3, 300)
     gate[0, :6] = 200, -200, np.nan, np.inf, -np.inf, 0
@@ -90,6 +95,15 @@ def test_gated_unit(rng, call, assert_same_bits, name, struct):
     getattr(ops, name)(expected, up)
     call(f"elementwise.{name}", struct, gate=gate, up=up, n=300, rows=3)
     assert_same_bits(gate, expected)
+
+
+def test_softcap(rng, call, assert_same_bits):
+    x = 60 * normal(rng, 3, 300)
+    x[0, :4] = np.nan, np.inf, -np.inf, 0.0
+    expected = x.copy()
+    ops.softcap(expected, 30.0)
+    call("elementwise.softcap", structs.SOFTCAP, x=x, n=300, cap=30.0, rows=3)
+    assert_same_bits(x, expected)
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q8_1", "q8_k"])

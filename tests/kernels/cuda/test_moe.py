@@ -124,6 +124,14 @@ def test_add_id(rng, call, assert_same_bits):
     assert_same_bits(x, expected)
 
 
+def test_scale_id(rng, call, assert_same_bits):
+    x, scale, place = normal(rng, 6, 300), normal(rng, 8), random_places(rng, 3, 2)
+    ids, expected = np.array([[7, 0], [1, 2], [7, 1]], np.int32), x.copy()
+    ops.scale_id(expected, scale, ids, place)
+    call("moe.scale_id", structs.SCALE_ID, x=x, scale=scale, ids=ids, place=place, k=2, n=300, rows=3)
+    assert_same_bits(x, expected)
+
+
 @pytest.mark.parametrize("has_shared", [False, True])
 @pytest.mark.parametrize("has_residual", [False, True])
 def test_moe_sum(rng, call, assert_same_bits, has_shared, has_residual):
