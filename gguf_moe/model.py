@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,7 +28,8 @@ from gguf_moe.runtime.gpu import placement as gpu_placement
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.placement import GpuBudget
 from gguf_moe.runtime.gpu.runner import GpuRunner
-from gguf_moe.sample import Sampler, Sampling
+from gguf_moe.sample import Breakers, Sampler, Sampling, find_breakers
+from gguf_moe.sample.sampling import NAMES as SAMPLING_NAMES
 from gguf_moe.text.chat_template import ChatTemplate, find_chat_template
 from gguf_moe.text.tokenizer import Tokenizer, build_tokenizer
 from gguf_moe_kernels.cpu.library import FillCache, KernelLibrary
@@ -82,6 +83,7 @@ class Model:
         self.load_times = LoadTimes()
         self._lock = threading.Lock()
         self._closed = False
+        self._breakers: dict[tuple[str, ...], Breakers] = {}
         self._checkpoint = open_checkpoint(path, mmap=options.mmap, progress=_stage(progress, "reading"))
         self.path: Path = self._checkpoint.path
         self.metadata = self._checkpoint.metadata
@@ -182,8 +184,21 @@ class Model:
         ids = self._checked_ids(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
         result = Result(prompt_token_ids=ids)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        pieces = self._pieces(result, Sampler(sampling or Sampling()), max_tokens, stops, progress)
+        sampler = self.sampler(sampling or Sampling())
+        pieces = self._pieces(result, sampler, max_tokens, stops, progress)
         return Generation(pieces, result)
+
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """A new sampler for this model's vocabulary. Raises OptionError for a token id that is not in it."""
+        if wrong := [i for i in sampling.logit_bias if not 0 <= i < self.hparams.n_vocab]:
+            raise OptionError(
+                f"logit_bias has {wrong[0]}, which is not a token id of this model "
+                f"(0 to {self.hparams.n_vocab - 1})."
+            )
+        texts = sampling.dry_sequence_breakers if sampling.dry_multiplier else ()
+        if texts and texts not in self._breakers:
+            self._breakers = {texts: find_breakers(texts, self.tokenizer)}
+        return Sampler(sampling, self._breakers.get(texts))
 
     def create_completion(
         self, prompt: str | Sequence[int], *, stream: bool = False, **options: Any
@@ -294,7 +309,7 @@ def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] 
 
 
 def _sampling(sampling: Sampling | None, changes: dict[str, Any]) -> Sampling:
-    unknown = sorted(set(changes) - {f.name for f in fields(Sampling)})
+    unknown = sorted(set(changes) - SAMPLING_NAMES)
     if unknown:
         raise OptionError(f"{unknown[0]} is not a sampling option; see gguf_moe.Sampling.")
     return replace(sampling or Sampling(), **changes)

@@ -65,6 +65,19 @@ def test_a_prompt_comes_as_argument_option_or_stdin(command):
     assert len(texts) == 1
 
 
+def test_sampling_is_steered_by_options(command):
+    plain = json.loads(command(*generate(PROMPT, "--json")).stdout)["token_ids"]
+    first = plain[0]
+    forbidden = json.loads(command(*generate(PROMPT, "--json", "--logit-bias", f"{first}-inf")).stdout)
+    assert first not in forbidden["token_ids"]
+    dry = ("--dry-multiplier", "5", "--dry-allowed-length", "1", "--dry-sequence-breaker", "none")
+    done = command(
+        *generate(PROMPT, "--json", *dry, "--samplers", "dry;temperature", "--presence-penalty", "9")
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["finish_reason"] == "length"
+
+
 def test_without_a_model_the_demo_writes_and_says_so(command):
     done = command("generate", "Once upon a time", "-n", "12", "--temp", "0")
     assert done.returncode == 0
@@ -107,6 +120,10 @@ def test_verbose_tells_about_the_model(command):
         (generate(""), "prompt is empty"),
         (generate(PROMPT, "--device", "cuda:99"), "the GPU cannot be used"),
         (generate(PROMPT, "--seed", str(2**64)), "seed is"),
+        (generate(PROMPT, "--samplers", "top_k;magic"), "'magic' is not a sampler"),
+        (generate(PROMPT, "--logit-bias", "five"), "'five' must be a token id"),
+        (generate(PROMPT, "--logit-bias", "123456789-1"), "logit_bias has 123456789"),
+        (generate(PROMPT, "--dry-base", "0"), "dry_base is 0"),
         (("generate", "-m", "absent.gguf", "x"), "absent.gguf"),
         (("generate", "-m", ROOT, "x"), "directory"),
         (("generate", "-m", ROOT / "pyproject.toml", "x"), "not a GGUF file"),

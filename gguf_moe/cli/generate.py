@@ -15,10 +15,12 @@ from gguf_moe.cli.common import (
     read_text,
     runtime_options,
 )
+from gguf_moe.cli.sampling import sampling_options
 
 if TYPE_CHECKING:
     from gguf_moe.model import Generation, Model
     from gguf_moe.runtime.gpu.runner import GpuRunner
+    from gguf_moe.sample import Sampling
 
 
 @click.command()
@@ -28,14 +30,9 @@ if TYPE_CHECKING:
 )
 @click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The same as PROMPT.")
 @click.option("-n", "--n-predict", "max_tokens", type=click.IntRange(0), help="Stop after so many tokens.")
-@click.option("--temp", default=0.8, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
-@click.option("--top-k", default=40, show_default=True, type=click.IntRange(0), help="0 switches it off.")
-@click.option("--top-p", default=0.95, show_default=True, type=click.FloatRange(0, 1), help="1: off.")
-@click.option("--min-p", default=0.05, show_default=True, type=click.FloatRange(0, 1), help="0: off.")
-@click.option("--repeat-penalty", default=1.0, show_default=True, type=float, help="1: off.")
-@click.option("--seed", type=click.IntRange(0), help="Same seed, same text.  [default: random]")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated.")
 @click.option("--chat/--no-chat", default=False, help="Treat PROMPT as a user's message.  [default: no]")
+@sampling_options
 @runtime_options
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
@@ -44,21 +41,14 @@ def generate(
     path: str | None,
     prompt_option: str | None,
     max_tokens: int | None,
-    temp: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repeat_penalty: float,
-    seed: int | None,
     stop: tuple[str, ...],
     chat: bool,
     as_json: bool,
     verbose: bool,
+    sampling: Sampling,
     runtime: dict[str, Any],
 ) -> None:
     """Continue PROMPT, or answer it with --chat. `-` reads it from stdin."""
-    from gguf_moe.sample import Sampling
-
     if (prompt is None) == (prompt_option is None):
         raise click.UsageError("Give one prompt, as PROMPT or with -p (`-` reads stdin).")
     if path is None:
@@ -67,7 +57,6 @@ def generate(
             "No model was given (-m FILE): the demo model writes, which knows simple stories.", err=True
         )
     text = read_text(prompt if prompt is not None else prompt_option)
-    sampling = Sampling(temp, top_k, top_p, min_p, repeat_penalty, seed=seed)
     progress = ProgressLine()
     with load(path, runtime, progress) as model:
         if verbose:
