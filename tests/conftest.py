@@ -57,8 +57,8 @@ def crew_context(library):
     """crew_context(path, n_threads, ...): a context manager; the context is closed at its end."""
 
     @contextlib.contextmanager
-    def make(path, n_threads, n_batch=8, n_ctx=32, kv_kind=Kind.F16, replay=None):
-        context = Context(*_model_of(path), n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, replay=replay)
+    def make(path, n_threads, n_batch=8, n_ctx=32, kv_kind=Kind.F16, **options):
+        context = Context(*_model_of(path), n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, **options)
         rows = context.rows(n_threads)
         library.prepare(kernels_of(rows))
         context.start(rows, library, n_threads)

@@ -21,17 +21,18 @@ def attention(builder: Builder, il: int, block: Block) -> None:
         builder.matmul(f"{out.name}-{il}", x, block[f"{name}.weight"], out, bias=block.get(f"{name}.bias"))
     positions(builder, il, block, q, k)
     cache_k, cache_v = (
-        Buffer(f"cache_{name}_l{il}", builder.kv_kind, builder.n_ctx, width)
+        Buffer(f"cache_{name}_l{il}", builder.kv_kind, builder.n_cells, width)
         for name, width in (("k", hp.n_embd_k_gqa), ("v", hp.n_embd_v_gqa))
     )
     for new, cache in ((k, cache_k), (v, cache_v)):
-        builder.graph.add(cache.name, Op.KV_STORE, Rows.TOKENS, inputs={"x": new}, outputs={"cache": cache})
+        inputs = {"x": new, **builder.cells}
+        builder.graph.add(cache.name, Op.KV_STORE, Rows.TOKENS, inputs=inputs, outputs={"cache": cache})
     kqv_out = builder.buffer("kqv_out", hp.n_embd_out)
     builder.graph.add(
         f"kqv_out-{il}",
         Op.ATTENTION,
         Rows.TOKENS,
-        inputs={"q": q, "k": cache_k, "v": cache_v},
+        inputs={"q": q, "k": cache_k, "v": cache_v, **builder.cells},
         outputs={"out": kqv_out},
         weights={"sinks": sinks} if (sinks := block.get("attn_sinks.weight")) else {},
         options={

@@ -20,7 +20,8 @@ class Builder:
     """Adds tasks to `graph`, each with the buffers it needs. Buffers have room for n_tokens.
 
     `l_out` is the residual stream between the blocks, `ffn_inp` that between attention and feed-forward.
-    With injects_routing the experts are not chosen by the router, but an input.
+    With injects_routing the experts are not chosen by the router, but an input. With n_seq_max over 1 the KV
+    cache has n_ctx cells for each of so many sequences, and where a token lies is an input.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Builder:
         n_ctx: int,
         kv_kind: Kind,
         injects_routing: bool = False,
+        n_seq_max: int = 1,
     ):
         self.graph = Graph()
         self.arch = arch
@@ -40,6 +42,11 @@ class Builder:
         self.n_ctx = n_ctx
         self.kv_kind = kv_kind
         self.injects_routing = injects_routing
+        self.n_cells = n_ctx * n_seq_max
+        self.cells: dict[str, Buffer] = (
+            {"cells": self.buffer("inp_cells", 2, Kind.I32)} if n_seq_max > 1 else {}
+        )
+        """What tasks on the KV cache also read."""
         self.l_out = self.buffer("l_out", hparams.n_embd)
         self.ffn_inp = self.buffer("ffn_inp", hparams.n_embd)
 

@@ -23,15 +23,24 @@ def build_graph(
     n_ctx: int,
     kv_kind: Kind,
     injects_routing: bool = False,
+    n_seq_max: int = 1,
 ) -> Graph:
-    """The graph of one step of up to n_tokens tokens, with a context of n_ctx.
+    """The graph of one step of up to n_tokens tokens, with n_ctx positions for each of n_seq_max sequences.
 
     Its inputs are the buffers inp_tokens and out_ids, and the angles NAME_cos and NAME_sin of each of
     arch.rope.rope_tables; with injects_routing also injected_topk, the experts of each token in each layer,
-    i32 [n_tokens, n_layer * n_expert_used]. Its result is result_output, f32 [n_outputs, n_vocab].
+    i32 [n_tokens, n_layer * n_expert_used]; with n_seq_max over 1 inp_cells, i32 [n_tokens, 2]: the first
+    cell of a token's sequence in the KV cache, and its position. Its result is result_output,
+    f32 [n_outputs, n_vocab].
     """
     builder = Builder(
-        arch, hparams, n_tokens=n_tokens, n_ctx=n_ctx, kv_kind=kv_kind, injects_routing=injects_routing
+        arch,
+        hparams,
+        n_tokens=n_tokens,
+        n_ctx=n_ctx,
+        kv_kind=kv_kind,
+        injects_routing=injects_routing,
+        n_seq_max=n_seq_max,
     )
     embed(builder, weights)
     for il, block in enumerate(weights.blk):

@@ -1,4 +1,4 @@
-"""One conversation's state: the tokens in the KV cache, and the runner that extends it."""
+"""The state of one conversation, or of several: what the KV cache holds, and the runner that extends it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from gguf_moe.runtime.gpu.runner import GpuRunner
 from gguf_moe.runtime.lower import Program, Row, lower
 from gguf_moe.runtime.memory import Memory
 from gguf_moe.runtime.runner import Runner, Step
+from gguf_moe.runtime.sequence import CachedSequence, Part
 from gguf_moe_kernels.cpu.library import KernelLibrary
 
 Progress = Callable[[int, int], None]
@@ -31,11 +32,11 @@ Progress = Callable[[int, int], None]
 
 
 class Context:
-    """A KV cache of n_ctx positions and everything that is needed to fill it.
+    """A KV cache of n_ctx positions for each of n_seq_max sequences, and all that is needed to fill it.
 
-    `tokens` are the ids whose keys and values the cache holds. n_batch is the longest chunk of a prompt that
-    one step takes; results do not depend on it. With `replay` the tokens go to the experts of its steps, one
-    after the other, and not to those that the routers choose.
+    n_batch is the most tokens that one step takes; results depend neither on it nor on what other sequences
+    bring to a step. With `replay` the tokens go to the experts of its steps, one after the other, and not to
+    those that the routers choose.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class Context:
         n_batch: int,
         kv_kind: Kind,
         replay: Replay | None = None,
+        n_seq_max: int = 1,
     ):
         self.n_ctx = n_ctx
         self.n_batch = n_batch
-        self.tokens: list[int] = []
+        self.sequences = [CachedSequence(number * n_ctx) for number in range(n_seq_max)]
         self.recorder: Recorder | None = None
         """Learns what the routers choose, from the moment it is set."""
         self._replay = replay
@@ -68,8 +70,10 @@ class Context:
             n_ctx=n_ctx,
             kv_kind=kv_kind,
             injects_routing=replay is not None,
+            n_seq_max=n_seq_max,
         )
         self.graph: Graph = self._make_graph(n_tokens=n_batch)
+        self._caches = [name for name, buffer in self.graph.buffers().items() if name.startswith("cache_")]
         self._runner: Runner | None = None
 
     def rows(self, n_threads: int) -> list[Row]:
@@ -103,17 +107,18 @@ class Context:
         runner.start(library)
         self._runner = runner
 
+    @property
+    def tokens(self) -> list[int]:
+        """What the cache holds of the first sequence."""
+        return self.sequences[0].tokens
+
     def extend(self, tokens: Sequence[int], n_outputs: int, progress: Progress | None = None) -> np.ndarray:
-        """Append tokens to the cache, chunk by chunk; the logits of the last n_outputs of them.
+        """Append tokens to the first sequence, chunk by chunk; the logits of the last n_outputs of them.
 
         Returns float32 [n_outputs, n_vocab]. If it is interrupted, the cache holds the chunks that were
         finished. Raises ContextFullError.
         """
-        if len(self.tokens) + len(tokens) > self.n_ctx:
-            raise ContextFullError(
-                f"{len(tokens)} more tokens do not fit into the context of {self.n_ctx}, which holds "
-                f"{len(self.tokens)}; use a larger context (--ctx) or a shorter prompt."
-            )
+        self._check_room(self.sequences[0], len(tokens))
         n = len(tokens)
         logits = np.empty((n_outputs, self._hparams.n_vocab), np.float32)
         for start in range(0, n, self.n_batch):
@@ -121,14 +126,43 @@ class Context:
             end = start + len(chunk)
             wanted = min(len(chunk), max(0, end - (n - n_outputs)))
             first = end - wanted - (n - n_outputs)
-            logits[first : first + wanted] = self._step(chunk, wanted)
+            logits[first : first + wanted] = self.step([Part(self.sequences[0], chunk, wanted)])[0]
             if progress:
                 progress(end, n)
         return logits
 
+    def step(self, parts: Sequence[Part]) -> list[np.ndarray]:
+        """Append tokens to different sequences in one step of n_batch tokens at most.
+
+        Returns the wanted logits of each part, float32 [n_outputs, n_vocab], until the next step. If it is
+        interrupted, no sequence has become longer. Raises ContextFullError.
+        """
+        for part in parts:
+            self._check_room(part.sequence, len(part.tokens))
+        tokens = [token for part in parts for token in part.tokens]
+        assert len(tokens) <= self.n_batch, f"a step of {len(tokens)} tokens"
+        ends = np.cumsum([len(part.tokens) for part in parts])
+        outputs = [i for part, end in zip(parts, ends, strict=True) for i in range(end - part.n_outputs, end)]
+        assert self._runner is not None, "start() comes first"
+        n_past = len(parts[0].sequence.tokens)
+        logits = self._runner.run(Step(tokens, n_past, outputs, self._inputs(parts, len(tokens))))
+        for part in parts:
+            part.sequence.tokens.extend(part.tokens)
+        if self.recorder:
+            self.recorder.add(self._runner.chosen(len(tokens)))
+        return np.split(logits, np.cumsum([part.n_outputs for part in parts])[:-1])
+
     def truncate(self, n: int) -> None:
-        """Forget all but the first n tokens."""
-        del self.tokens[n:]
+        """Forget all but the first n tokens of the first sequence."""
+        self.sequences[0].truncate(n)
+
+    def copy_prefix(self, source: CachedSequence, target: CachedSequence, n: int) -> None:
+        """Let `target` hold the first n tokens of `source`, and no others; nothing is computed."""
+        for cache in self._caches:
+            array = self._memory[cache]
+            old, new = source.first_cell, target.first_cell
+            array[new : new + n] = array[old : old + n]
+        target.tokens = source.tokens[:n]
 
     def close(self) -> None:
         """Join the threads and give the memory back."""
@@ -137,18 +171,24 @@ class Context:
         self._runner = None
         self._memory = Memory()
 
-    def _step(self, tokens: Sequence[int], n_outputs: int) -> np.ndarray:
-        n_past, inputs = len(self.tokens), {}
+    def _inputs(self, parts: Sequence[Part], n_tokens: int) -> dict[str, np.ndarray]:
+        """What the graph reads of each token, by name."""
+        inputs: dict[str, np.ndarray] = {}
         for name, table in self._rope_tables.items():
-            inputs[f"{name}_cos"], inputs[f"{name}_sin"] = table.angles(n_past, len(tokens))
+            angles = [table.angles(len(part.sequence.tokens), len(part.tokens)) for part in parts]
+            inputs[f"{name}_cos"], inputs[f"{name}_sin"] = map(np.concatenate, zip(*angles, strict=True))
         if self._replay:
-            inputs["injected_topk"] = self._replay.take(len(tokens))
-        assert self._runner is not None, "start() comes first"
-        logits = self._runner.run(Step(tokens, n_past, n_outputs, inputs))
-        self.tokens.extend(tokens)
-        if self.recorder:
-            self.recorder.add(self._runner.chosen(len(tokens)))
-        return logits
+            inputs["injected_topk"] = self._replay.take(n_tokens)
+        if len(self.sequences) > 1:
+            inputs["inp_cells"] = np.concatenate([part.cells() for part in parts])
+        return inputs
+
+    def _check_room(self, sequence: CachedSequence, n: int) -> None:
+        if len(sequence.tokens) + n > self.n_ctx:
+            raise ContextFullError(
+                f"{n} more tokens do not fit into the context of {self.n_ctx}, which holds "
+                f"{len(sequence.tokens)}; use a larger context (--ctx) or a shorter prompt."
+            )
 
 
 def kernels_of(rows: list[Row]) -> list[str]:

@@ -28,10 +28,10 @@ class CpuRunner:
         self._n_expert_used = n_expert_used
 
     def run(self, step: Step) -> np.ndarray:
-        n, n_outputs, memory = len(step.tokens), step.n_outputs, self._memory
+        n, n_outputs, memory = len(step.tokens), len(step.outputs), self._memory
         memory.set_step(step.n_past, n, n_outputs, n * self._n_expert_used)
         memory["inp_tokens"][:n, 0] = step.tokens
-        memory["out_ids"][:n_outputs, 0] = np.arange(n - n_outputs, n)
+        memory["out_ids"][:n_outputs, 0] = step.outputs
         for name, rows in step.inputs.items():
             memory[name][:n] = rows
         assert self._program is not None, "a closed runner is not used"

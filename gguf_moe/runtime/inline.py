@@ -40,9 +40,19 @@ class InlineContext(Context):
         n_batch: int,
         kv_kind: Kind,
         replay: Replay | None = None,
+        n_seq_max: int = 1,
         on_task: OnTask | None = None,
     ):
-        super().__init__(arch, hparams, weights, n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, replay=replay)
+        super().__init__(
+            arch,
+            hparams,
+            weights,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            kv_kind=kv_kind,
+            replay=replay,
+            n_seq_max=n_seq_max,
+        )
         for buffer in self.graph.buffers().values():
             self._memory.address(buffer)
         # To the runner, the graph is the program.
@@ -84,6 +94,10 @@ class _Arrays:
         """An input or output of the task. What isn't by row (KV cache, places) comes whole."""
         buffer = self._task.inputs.get(name) or self._task.outputs[name]
         return self._memory[buffer.name]
+
+    def get(self, name: str) -> np.ndarray | None:
+        """An input that the task may do without."""
+        return self[name] if name in self._task.inputs else None
 
     def rows(self, name: str) -> np.ndarray:
         """The rows of an input or output that this step uses."""
@@ -160,13 +174,14 @@ def _quantize_heads(task: Task, arrays: _Arrays) -> None:
 
 
 def _kv_store(task: Task, arrays: _Arrays) -> None:
-    ops.kv_store(arrays.rows("x"), arrays["cache"], arrays.n_past)
+    ops.kv_store(arrays.rows("x"), arrays["cache"], arrays.n_past, arrays.get("cells"))
 
 
 def _attention(task: Task, arrays: _Arrays) -> None:
     q, out = arrays.rows("q"), arrays.rows("out")
     sinks = {name: task.tensor(name).data.view(np.float32) for name in task.weights}
-    ops.attention(q, arrays["k"], arrays["v"], out, arrays.n_past, **task.options, **sinks)
+    k, v, cells = arrays["k"], arrays["v"], arrays.get("cells")
+    ops.attention(q, k, v, out, arrays.n_past, **task.options, **sinks, cells=cells)
 
 
 def _expert_rows(task: Task, arrays: _Arrays) -> None:

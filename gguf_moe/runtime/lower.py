@@ -217,7 +217,8 @@ def _rope(task: Task, memory: Memory, n_threads: int) -> Lowered:
 
 def _kv_store(task: Task, memory: Memory, n_threads: int) -> Lowered:
     cache = task.outputs["cache"]
-    return f"elementwise.kv_store_{cache.kind.value}", structs.KV_STORE, {"n": cache.cols}
+    special: dict[str, Value] = {"n": cache.cols}
+    return f"elementwise.kv_store_{cache.kind.value}", structs.KV_STORE, special | _absent(task, "cells")
 
 
 def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -234,7 +235,7 @@ def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return (
         f"attention.attention_{k.kind.value}_{at_once}",
         structs.ATTENTION,
-        special | _absent(task, "sinks"),
+        special | _absent(task, "sinks", "cells"),
     )
 
 

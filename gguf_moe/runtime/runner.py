@@ -11,21 +11,22 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Some tokens behind those that the KV cache holds."""
+    """Some tokens behind those that the KV cache holds, of one sequence or of several."""
 
     tokens: Sequence[int]
     n_past: int
-    n_outputs: int
-    """The logits of so many of the last tokens are wanted."""
+    """Positions that the cache holds, if there is one sequence."""
+    outputs: Sequence[int]
+    """The tokens whose logits are wanted, by their places in `tokens`, ascending."""
     inputs: Mapping[str, np.ndarray]
-    """The graph's other inputs by name, a row for each token: NAME_cos, NAME_sin and injected_topk."""
+    """The graph's other inputs by name, a row for each token: see graph.decoder.build_graph."""
 
 
 class Runner(Protocol):
     """Owns a context's memory and whatever computes on it."""
 
     def run(self, step: Step) -> np.ndarray:
-        """Run a step; its logits, float32 [n_outputs, n_vocab], until the next one.
+        """Run a step; its logits, float32 [len(outputs), n_vocab], until the next one.
 
         An exception (KeyboardInterrupt) leaves the KV cache as it was for all earlier positions.
         """

@@ -61,16 +61,22 @@ SCALE_ROWS = _struct("x factors n rows")
 # pair_stride 1: NORM (neighbours are a pair); n_rot / 2: NEOX (halves).
 ROPE = _struct("x n_head n_embd_head n_rot pair_stride cos sin rows")
 
-# cache[n_past + i] = x[i], n elements, as float16 or float32
-KV_STORE = _struct("x cache n n_past rows")
+# Where the tokens of a step lie in a KV cache that several sequences share: cells, int32 [rows, 2], has for
+# each token the first cell of its sequence and its position there. It is 0 where there is one sequence: then
+# the first cell is 0, and the position n_past + i. The GPU has one sequence.
 
-# out[i, h] = softmax(scale * q[i, h] . k[: n_past + i + 1, h']) . v[.., h'], h' = h / (n_head / n_head_kv)
+# cache[cell + position] = x[i], n elements, as float16 or float32
+KV_STORE = _struct("x cache n n_past cells rows")
+
+# out[i, h] = softmax(scale * q[i, h] . k[.., h']) . v[.., h'] over the cells from the sequence's first to the
+# token's own, h' = h / (n_head / n_head_kv)
 # n_swa: only the last n_swa of these positions, or all if 0
 # sinks: float32 [n_head], a score of each head that takes part in the softmax and has no value, or 0 for none
 # scores: float32 [threads, n, n_ctx] for a kernel that takes n heads at once, scores_stride bytes a head
 HEADS_AT_ONCE = (1, 2, 4)
 ATTENTION = _struct(
-    "q k v sinks out n_head n_head_kv n_embd_head_k n_embd_head_v n_swa n_past scores scores_stride rows",
+    "q k v sinks out n_head n_head_kv n_embd_head_k n_embd_head_v n_swa n_past cells scores scores_stride "
+    "rows",
     "scale",
 )
 

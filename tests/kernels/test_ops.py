@@ -1,5 +1,7 @@
 """Every op that isn't a tile or about experts: the kernel against the reference, bit for bit."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -139,8 +141,13 @@ def test_kv_store(rng, call_op, assert_same_bits, dtype):
     x, cache, expected = normal(rng, 3, 40), empty(8, 40, dtype=dtype), empty(8, 40, dtype=dtype)
     x[0, :6] = 65520, 65519, 6e-8, 2.98e-8, -1e-9, np.nan
     kind = "f16" if dtype is np.float16 else "f32"
-    call_op(f"elementwise.kv_store_{kind}", structs.KV_STORE, x=x, cache=cache, n=40, n_past=4, rows=3)
+    store = functools.partial(call_op, f"elementwise.kv_store_{kind}", structs.KV_STORE, cache=cache, n=40)
+    store(x=x, n_past=4, cells=0, rows=3)
     ops.kv_store(x, expected, 4)
+    assert_same_bits(cache, expected)
+    cells = np.array([[5, 2], [0, 1], [5, 0]], np.int32)
+    store(x=x[::-1].copy(), n_past=0, cells=cells, rows=3)
+    ops.kv_store(x[::-1], expected, 0, cells)
     assert_same_bits(cache, expected)
 
 
@@ -178,12 +185,43 @@ def test_attention(
         n_embd_head_k=d_k,
         n_embd_head_v=d_v,
         n_past=n_past,
+        cells=0,
         scores=scores,
         scores_stride=scores.strides[0],
         rows=rows,
         **heads,
     )
     ops.attention(q, k, v, expected, n_past, **heads, sinks=sinks)
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("n_swa", [0, 3])
+def test_attention_of_several_sequences_is_that_of_each_alone(rng, call_op, assert_same_bits, n_swa):
+    q, k, v = normal(rng, 3, 2 * 32), normal(rng, 48, 32), normal(rng, 48, 32)
+    out, expected, scores = empty(3, 64), empty(3, 64), empty(2, 48)
+    heads = {"n_head": 2, "n_head_kv": 1, "n_swa": n_swa, "scale": 0.2}
+    cells = np.array([[16, 5], [0, 9], [16, 6]], np.int32)
+    call_op(
+        "attention.attention_f32_2",
+        structs.ATTENTION,
+        q=q,
+        k=k,
+        v=v,
+        sinks=0,
+        out=out,
+        n_embd_head_k=32,
+        n_embd_head_v=32,
+        n_past=0,
+        cells=cells,
+        scores=scores,
+        scores_stride=scores.strides[0],
+        rows=3,
+        **heads,
+    )
+    for i, (first, position) in enumerate(cells):
+        ops.attention(q[i : i + 1], k[first:], v[first:], expected[i : i + 1], position, **heads)
+    assert_same_bits(out, expected)
+    ops.attention(q, k, v, expected, 0, **heads, cells=cells)
     assert_same_bits(out, expected)
 
 

@@ -83,12 +83,12 @@ class StepProgram:
         self, number: int, step: Step, embed: Callable[[Sequence[int], np.ndarray], None]
     ) -> None:
         """Put what the step needs where the device will copy it from."""
-        n, n_outputs = len(step.tokens), step.n_outputs
+        n, n_outputs = len(step.tokens), len(step.outputs)
         n_places = n * self.n_expert_used
         self.memory.set_step(number, step.n_past, n, n_outputs, n_places)
         self.host_memory.set_step(step.n_past, n, n_outputs, n_places, number)
         self.memory.input("inp_tokens")[:n, 0] = step.tokens
-        self.memory.input("out_ids")[:n_outputs, 0] = np.arange(n - n_outputs, n)
+        self.memory.input("out_ids")[:n_outputs, 0] = step.outputs
         for name, rows in step.inputs.items():
             self.memory.input(name)[:n] = rows
         embed(step.tokens, self._embeddings.view(np.float32).reshape(-1, self.n_embd))
@@ -214,7 +214,7 @@ class GpuRunner:
             self._leave(program)
             raise DeviceError("the GPU waited too long for the CPU and gave a step up; try again.")
         self.slots.used(program.chosen(len(step.tokens)))
-        return program.logits(step.n_outputs)
+        return program.logits(len(step.outputs))
 
     def chosen(self, n_tokens: int) -> list[np.ndarray]:
         program = self._program_for(n_tokens)

@@ -17,6 +17,7 @@ from gguf_moe_kernels import structs
 from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma
 from gguf_moe_kernels.cpu.compile import Kernel, op
 from gguf_moe_kernels.cpu.dot import make_dot_float, sum_f32
+from gguf_moe_kernels.cpu.elementwise import cell_of
 from gguf_moe_kernels.cpu.memory import ask_for, load_f16, load_f32, load_i64, make_stack, store_f32
 from gguf_moe_kernels.cpu.queries import (
     add_products,
@@ -149,9 +150,10 @@ def make_attention(load_32: Callable[..., Any], load_1: Callable[..., Any], size
         k, k_stride = a.k + size * head_kv * d_k, size * n_head_kv * d_k
         v, v_stride = a.v + size * head_kv * d_v, size * n_head_kv * d_v
         scores = a.scores + thread * n * a.scores_stride
-        n_kv, first = load_i64(a.n_past, 0) + token + 1, 0
+        first, position = cell_of(a.cells, a.n_past, token)
+        n_kv = position + 1
         if 0 < a.n_swa < n_kv:
-            first = n_kv - a.n_swa
+            first += n_kv - a.n_swa
             n_kv = a.n_swa
         k, v = k + first * k_stride, v + first * v_stride
         compute_scores(q, d_k, k, k_stride, n_kv, scores, a.scores_stride, a.scale)

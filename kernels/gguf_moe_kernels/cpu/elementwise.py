@@ -136,6 +136,14 @@ def rope(args, chunk, thread):
     return 1
 
 
+@njit
+def cell_of(cells, n_past, token):
+    """The first cell of a token's sequence, and the token's position there."""
+    if cells:
+        return load_i32(cells, 8 * token), load_i32(cells, 8 * token + 4)
+    return 0, load_i64(n_past, 0) + token
+
+
 def make_kv_store(store: Callable[..., Any], size: int) -> Kernel:
     """The kv_store op for a cache whose elements have `size` bytes."""
 
@@ -144,7 +152,8 @@ def make_kv_store(store: Callable[..., Any], size: int) -> Kernel:
         a = carray(args, 1)[0]
         if chunk >= load_i64(a.rows, 0):
             return 0
-        n, x, cache = a.n, a.x + chunk * 4 * a.n, a.cache + (load_i64(a.n_past, 0) + chunk) * size * a.n
+        first, position = cell_of(a.cells, a.n_past, chunk)
+        n, x, cache = a.n, a.x + chunk * 4 * a.n, a.cache + (first + position) * size * a.n
         for i in range(n):
             store(cache, size * i, load_f32(x, 4 * i))
         return 1

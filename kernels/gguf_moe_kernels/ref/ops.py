@@ -91,9 +91,19 @@ def rope(
 
 
 @quiet
-def kv_store(x: np.ndarray, cache: np.ndarray, n_past: int) -> None:
-    """cache[n_past + i] = x[i]. cache: float16 or float32 [n_ctx, n]."""
-    cache[n_past : n_past + len(x)] = x
+def kv_store(x: np.ndarray, cache: np.ndarray, n_past: int, cells: np.ndarray | None = None) -> None:
+    """cache[n_past + i] = x[i], or where `cells` says. cache: float16 or float32 [n_ctx, n].
+
+    cells: int32 [rows, 2], for each token the first cell of its sequence and its position there.
+    """
+    cache[_own_cells(len(x), n_past, cells).sum(axis=1)] = x
+
+
+def _own_cells(n: int, n_past: int, cells: np.ndarray | None) -> np.ndarray:
+    """First cell and position of n tokens, int [n, 2]."""
+    if cells is not None:
+        return cells[:n]
+    return np.stack([np.zeros(n, np.int64), n_past + np.arange(n)], axis=1)
 
 
 @quiet
@@ -126,20 +136,22 @@ def attention(
     scale: float,
     n_swa: int = 0,
     sinks: np.ndarray | None = None,
+    cells: np.ndarray | None = None,
 ) -> None:
     """out[i, h] = softmax(scale * q[i, h] . k[first : n_past + i + 1, h']) . v[first : n_past + i + 1, h'].
 
     h' = h / (n_head / n_head_kv), rounded down. k, v: float16 or float32 [n_ctx, n_head_kv * head width].
-    A token sees the last n_swa positions, its own among them; with n_swa 0 it sees all. A sink, one number
-    for a head, takes part in the softmax as a score does, but has no value. Values are added by fma in
-    ascending position.
+    With `cells`, as for kv_store, the cells seen are those of the token's sequence up to its own. A token
+    sees the last n_swa positions, its own among them; with n_swa 0 it sees all. A sink, one number for a
+    head, takes part in the softmax as a score does, but has no value. Values are added by fma in ascending
+    position.
     """
     n = len(q)
     queries = q.reshape(n, n_head, -1)
     group = n_head // n_head_kv
-    for i in range(n):
-        end = n_past + i + 1
-        first = max(0, end - n_swa) if n_swa else 0
+    for i, (start, position) in enumerate(_own_cells(n, n_past, cells)):
+        end = start + position + 1
+        first = max(start, end - n_swa) if n_swa else start
         n_kv = end - first
         keys, values = (
             cache[first:end].astype(np.float32).reshape(n_kv, n_head_kv, -1).repeat(group, axis=1)

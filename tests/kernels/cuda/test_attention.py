@@ -27,7 +27,7 @@ def attend(call):
         for _ in range(2):  # the counters are back at 0 after the first
             out[:] = 0
             call(
-                name, structs.ATTENTION, q=q, k=k, v=v, out=out, n_past=n_past, scores=scratch,
+                name, structs.ATTENTION, q=q, k=k, v=v, out=out, n_past=n_past, cells=0, scores=scratch,
                 scores_stride=stride, rows=rows, **sizes, **options,
             )  # fmt: skip
         return out

@@ -78,7 +78,7 @@ def test_kv_store(rng, call, assert_same_bits, dtype):
     x, cache, expected = normal(rng, 3, 300), np.zeros((8, 300), dtype), np.zeros((8, 300), dtype)
     x[0, :7] = 65520, 65519, 6e-8, 2.98e-8, -1e-9, np.nan, 6.1e-5
     name = f"elementwise.kv_store_{'f16' if dtype is np.float16 else 'f32'}"
-    call(name, structs.KV_STORE, x=x, cache=cache, n=300, n_past=4, rows=3)
+    call(name, structs.KV_STORE, x=x, cache=cache, n=300, n_past=4, cells=0, rows=3)
     ops.kv_store(x, expected, 4)
     assert_same_bits(cache, expected)
 

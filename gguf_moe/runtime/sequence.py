@@ -1,0 +1,37 @@
+"""Conversations that share a KV cache, and what one of them brings to a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(eq=False, slots=True)
+class CachedSequence:
+    """One conversation's part of the KV cache: n_ctx cells from first_cell on."""
+
+    first_cell: int
+    tokens: list[int] = field(default_factory=list)
+    """The ids whose keys and values are there."""
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first n tokens."""
+        del self.tokens[n:]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The tokens that a step appends to one sequence; the logits of the last n_outputs of them are wanted."""
+
+    sequence: CachedSequence
+    tokens: Sequence[int]
+    n_outputs: int
+
+    def cells(self) -> np.ndarray:
+        """For each token the first cell of its sequence and its position: int32 [tokens, 2]."""
+        found = np.empty((len(self.tokens), 2), np.int32)
+        found[:, 0] = self.sequence.first_cell
+        found[:, 1] = len(self.sequence.tokens) + np.arange(len(self.tokens))
+        return found
