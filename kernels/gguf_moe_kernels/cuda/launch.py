@@ -179,3 +179,19 @@ def _matmul(a: Any, rows: int) -> Launch:
 def _matmul_id(a: Any, rows: int) -> Launch:
     """rows: places, of which each token has as many as it has experts."""
     return Launch((blocks(a.n_out, WARPS * WEIGHT_ROWS), rows), (32 * WARPS,))
+
+
+TILE_TOKENS, TILE_ROWS, TILE_SHARED = 64, 128, 64 << 10
+"""The numbers of tile.cuh: rows of activations and of the weight that a block takes, its shared memory."""
+
+
+@rule("many_tokens.matmul_*")
+def _many_tokens(a: Any, rows: int) -> Launch:
+    grid = (blocks(rows, TILE_TOKENS), blocks(a.n_out, TILE_ROWS))
+    return Launch(grid, (256,), TILE_SHARED)
+
+
+@rule("many_tokens.matmul_id_*")
+def _many_tokens_id(a: Any, rows: int) -> Launch:
+    """rows: places; there may be more tiles than this grid has, and a block then takes several."""
+    return _many_tokens(a, rows)

@@ -1,10 +1,11 @@
 // What CUDA C++ can say without CUDA's headers only in PTX, and how a kernel is declared. The emulator of the
 // tests has its own version of this file.
 
-// KERNEL(name, Struct, threads) { body }: a kernel whose argument `a` is a Struct passed by value.
-#define KERNEL(name, Struct, threads) KERNEL_(name, Struct, threads)
-#define KERNEL_(name, Struct, threads) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const Struct a)
+// KERNEL(name, Struct, threads) { body }: a kernel whose argument `a` is a Struct passed by value. After the threads
+// may come how many blocks a multiprocessor shall hold at once.
+#define KERNEL(name, Struct, ...) KERNEL_(name, Struct, __VA_ARGS__)
+#define KERNEL_(name, Struct, ...) \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const Struct a)
 
 extern __shared__ __align__(16) unsigned char dynamic_shared[];
 

@@ -25,6 +25,7 @@ def _load(name):
 
 
 emulated, nvrtc_library = _load("emulated"), _load("nvrtc")
+_load("weight_rows")
 COUNTS = ("rows", "n_past", "step")
 """Fields that are given as numbers and passed as the address of an int64."""
 

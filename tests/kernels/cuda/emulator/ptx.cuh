@@ -1,7 +1,7 @@
 // The emulator's version of ptx.cuh: the same functions in plain C++.
 
-#define KERNEL(name, Struct, threads) KERNEL_(name, Struct, threads)
-#define KERNEL_(name, Struct, threads)                                                                 \
+#define KERNEL(name, Struct, ...) KERNEL_(name, Struct, __VA_ARGS__, 0)
+#define KERNEL_(name, Struct, threads, ...)                                                            \
     static void name##_body(const Struct a);                                                           \
     extern "C" int name(const unsigned *grid, const unsigned *block, unsigned shared, const void *arguments) \
     {                                                                                                  \
