@@ -56,7 +56,7 @@ _LAZY = {"Model": "model", "Sampling": "sample", "Tokenizer": "text.tokenizer"}
 def load(path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Model:
     """Load a GGUF file (or any part of a split one).
 
-    The options are the fields of gguf_moe.options.Options: n_ctx, threads, device, vram, policy,
+    The options are the fields of gguf_moe.options.Options: n_ctx, threads, device, vram, policy, heat,
     kv_type, mmap, pre_tokenizer, cache_dir, n_batch. progress(stage, done, total) is called while it loads.
     Raises GGUFMoeError with one sentence that says what is wrong and what to do.
     """

@@ -20,14 +20,17 @@ from gguf_moe.arch.hparams import read_hparams
 from gguf_moe.arch.weights import load_weights
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import BusyError, ContextFullError, OptionError, TemplateError
+from gguf_moe.experts.heat import HeatOwner, load_heat, save_heat
+from gguf_moe.experts.routing import Recorder
 from gguf_moe.generate import Piece, Result, decode_loop
 from gguf_moe.options import Options
 from gguf_moe.runtime import machine, placement
-from gguf_moe.runtime.context import Context, kernels_of
+from gguf_moe.runtime.context import Context
 from gguf_moe.runtime.gpu import placement as gpu_placement
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.placement import GpuBudget
 from gguf_moe.runtime.gpu.runner import GpuRunner
+from gguf_moe.runtime.ready import prepare_gpu, start_on_cpu, start_on_gpu
 from gguf_moe.sample import Breakers, Sampler, Sampling, find_breakers
 from gguf_moe.sample.sampling import NAMES as SAMPLING_NAMES
 from gguf_moe.text.chat_template import ChatTemplate, find_chat_template
@@ -119,9 +122,13 @@ class Model:
             if options.mmap:
                 placement.warm_page_cache(self._checkpoint, _stage(progress, "reading"))
             if self.gpu:
+                if options.heat is not None:
+                    self.gpu.slots.warm(load_heat(options.heat, self._heat_owner(self.gpu)))
                 self.gpu.slots.fill()
         except BaseException:
             self.close()
+            if device:
+                device.close()
             raise
         self.load_times.load_s = time.perf_counter() - start
 
@@ -235,6 +242,29 @@ class Model:
         bos_token = self.chat_template.bos_token
         return self.tokenize(text, bos=False if bos_token and text.startswith(bos_token) else None)
 
+    def record_routing(self) -> Recorder:
+        """Record from now on which experts are chosen; `routing` of the result is what save_routing takes.
+
+        Raises OptionError for a model without experts.
+        """
+        return self._context.record_routing()
+
+    def save_heat(self, path: str | os.PathLike[str]) -> None:
+        """Write which experts were used most lately, for the option `heat`.
+
+        Raises OptionError where there is no GPU or the policy keeps no heat, GGUFMoeError if the file cannot
+        be written.
+        """
+        heat = self.gpu.slots.cache.heat() if self.gpu else None
+        if self.gpu is None or heat is None:
+            raise OptionError("there is no heat to save: it takes a GPU, and the policy decayed or static.")
+        save_heat(path, heat, self._heat_owner(self.gpu))
+
+    def _heat_owner(self, gpu: GpuRunner) -> HeatOwner:
+        name = self.metadata.get("general.name")
+        n_layer, n_expert = gpu.slots.cache.n_layer, gpu.slots.n_expert
+        return HeatOwner(self.arch.name, name if isinstance(name, str) else "", n_layer, n_expert)
+
     def _pieces(
         self,
         result: Result,
@@ -257,24 +287,19 @@ class Model:
     def _start(self, progress: Progress | None) -> None:
         """Compile what is not cached, then make the program and the threads."""
         start = time.perf_counter()
-        rows = self._context.rows(self.n_threads)
         compiling = progress and (lambda name, done, total: progress("compiling", done, total))
-        self.load_times.n_compiled = self._library.prepare(kernels_of(rows), compiling)
+        self.load_times.n_compiled = start_on_cpu(self._context, self._library, self.n_threads, compiling)
         self.load_times.compile_s = time.perf_counter() - start
-        self._context.start(rows, self._library, self.n_threads)
 
     def _start_gpu(self, device: Device, budget: GpuBudget, policy: str, progress: Progress | None) -> None:
         """The same with a GPU, which also gets the weights that are always used, and room for experts."""
         start = time.perf_counter()
         compiling = progress and (lambda name, done, total: progress("compiling", done, total))
-        self.gpu = runner = self._context.prepare_gpu(device, self.n_threads, policy)
-        kernels = [*kernels_of(runner.rows), runner.embedding_kernel]
-        self.load_times.n_compiled = device.prepare(runner.kernels, compiling)
-        self.load_times.n_compiled += self._library.prepare(kernels, compiling)
+        self.gpu, self.load_times.n_compiled = prepare_gpu(
+            self._context, device, self._library, self.n_threads, policy, compiling
+        )
         self.load_times.compile_s = time.perf_counter() - start
-        gpu_placement.register_file(device, self._checkpoint)
-        gpu_placement.allocate_slots(runner, budget)
-        self._context.start_gpu(runner, self._library)
+        start_on_gpu(self._context, self.gpu, device, budget, self._checkpoint, self._library)
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:

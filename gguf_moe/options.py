@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ class Options:
     device: "auto" (a GPU if there is one that can run the model, else the CPU), "cpu" or "cuda:N".
     vram: GPU memory that may be used, as "12G", "8000M" or "0.5" (of all); None takes what is free.
     policy: which experts the GPU keeps, a key of gguf_moe.experts.cache.POLICIES.
+    heat: a file that Model.save_heat wrote; the GPU begins with the experts that were hot then.
     kv_type: "f16" or "f32"; None takes f32 if the file's matrices are F32, else f16.
     mmap: use the file where it lies; False reads it into memory.
     pre_tokenizer: overrides tokenizer.ggml.pre.
@@ -38,6 +40,7 @@ class Options:
     device: str = "auto"
     vram: str | None = None
     policy: str = "decayed"
+    heat: str | os.PathLike[str] | None = None
     kv_type: str | None = None
     mmap: bool = True
     pre_tokenizer: str | None = None

@@ -15,8 +15,11 @@ from gguf_moe.cli.common import (
     json_option,
     kv_option,
     no_mmap_option,
+    policy_option,
     print_json,
+    vram_option,
 )
+from gguf_moe.cli.usage import usage_line, usage_report
 from gguf_moe.errors import OptionError
 
 if TYPE_CHECKING:
@@ -59,6 +62,11 @@ class Counts(click.ParamType):
 )
 @click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Longest context.  [default: the file's]")
 @device_option
+@vram_option
+@policy_option
+@click.option(
+    "--routing", metavar="FILE", help="Send tokens to the experts of a trace (generate --record-routing)."
+)
 @kv_option
 @no_mmap_option
 @cache_dir_option
@@ -70,17 +78,19 @@ def bench(
     n_depth: list[int],
     threads: list[int] | None,
     repetitions: int,
+    routing: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Measure prompts (pp) and generation (tg) in tokens per second, as llama-bench does.
 
-    -p, -n, -d and -t take several numbers, as 32,128,512. For tg, the weights read are compared with what as
-    many threads can read from this machine's memory, measured before and after each test.
+    -p, -n, -d and -t take several numbers, as 32,128,512. For tg without a GPU, the weights read are compared
+    with what as many threads can read from this machine's memory, measured before and after each test. With a
+    GPU a line tells what its cache of experts did, how much of it went over the link, and which share of the
+    time GPU and CPU worked.
     """
     from gguf_moe.bench import Bench
     from gguf_moe.options import Options
-    from gguf_moe.runtime.machine import default_threads
 
     if path is None:
         path = str(DEMO_MODEL)
@@ -88,9 +98,9 @@ def bench(
     options["mmap"] = not options.pop("no_mmap")
     if options["cache_dir"] is None:
         del options["cache_dir"]
-    tests = _tests(n_prompt, n_gen, n_depth, threads or [default_threads()])
     progress = ProgressLine()
-    with Bench(path, Options(**options), progress) as measured:
+    with Bench(path, Options(**options), progress, routing) as measured:
+        tests = _tests(n_prompt, n_gen, n_depth, threads or [measured.default_threads])
         for test in tests:
             measured.check(test)
         rows = []
@@ -133,7 +143,9 @@ def _print_row(bench: Bench, row: Row) -> None:
         name if len(name) <= MODEL_WIDTH else name[: MODEL_WIDTH - 1] + "…",
         [size, _short(bench.n_params), str(test.n_threads), test.name, speed],
     )
-    if test.n_gen:
+    if row.usage:
+        click.echo(f"{usage_line(row.usage):>80}")
+    elif test.n_gen:
         weights, speed = f"{_short(row.bytes_per_token)}B", f"{row.bytes_per_second / 1e9:.1f} GB/s"
         limit = f"{statistics.fmean(row.bandwidths) / 1e9:.1f} GB/s"
         share = f"{100 * row.bandwidth_share:.0f} % of the {limit} that memory gives"
@@ -177,6 +189,8 @@ def _row(row: Row) -> dict[str, Any]:
         "samples_ts": row.speeds,
         "read_bandwidth": {"before": before, "after": after},
     }
+    if row.usage:
+        found["gpu"] = usage_report(row.usage)
     if test.n_gen:
         found["weights_bytes_per_token"] = row.bytes_per_token
         found["weights_bytes_per_s"] = row.bytes_per_second

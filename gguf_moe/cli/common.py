@@ -29,6 +29,15 @@ pre_tokenizer_option = click.option(
     "--pre-tokenizer", metavar="NAME", help="Override the file's tokenizer.ggml.pre."
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
+vram_option = click.option(
+    "--vram", metavar="SIZE", help="GPU memory to use: 12G, 8000M or 0.5.  [default: what is free]"
+)
+policy_option = click.option(
+    "--policy",
+    default="decayed",
+    show_default=True,
+    help="Which experts the GPU keeps: decayed, lru, s3-fifo, fifo or static.",
+)
 kv_option = click.option("--kv", "kv_type", type=click.Choice(["f16", "f32"]), help="Type of the KV cache.")
 no_mmap_option = click.option(
     "--no-mmap", is_flag=True, help="Read the file into memory instead of mapping it."
@@ -47,10 +56,8 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Context.  [default: the file's]"),
         click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads.  [default: cores]"),
         device_option,
-        click.option(
-            "--vram", metavar="SIZE", help="GPU memory to use: 12G, 8000M or 0.5.  [default: what is free]"
-        ),
-        click.option("--policy", default="decayed", help="Of the cache of experts.  [default: decayed]"),
+        vram_option,
+        policy_option,
         kv_option,
         no_mmap_option,
         pre_tokenizer_option,

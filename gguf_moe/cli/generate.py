@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,10 +17,11 @@ from gguf_moe.cli.common import (
     runtime_options,
 )
 from gguf_moe.cli.sampling import sampling_options
+from gguf_moe.cli.usage import gpu_report, slots_line, usage_line
 
 if TYPE_CHECKING:
+    from gguf_moe.experts.routing import Recorder
     from gguf_moe.model import Generation, Model
-    from gguf_moe.runtime.gpu.runner import GpuRunner
     from gguf_moe.sample import Sampling
 
 
@@ -34,6 +36,17 @@ if TYPE_CHECKING:
 @click.option("--chat/--no-chat", default=False, help="Treat PROMPT as a user's message.  [default: no]")
 @sampling_options
 @runtime_options
+@click.option(
+    "--heat",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Which experts were hot: read at the start if it exists, written at the end.",
+)
+@click.option(
+    "--record-routing",
+    "routing_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write which experts were chosen, for bench --routing.",
+)
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def generate(
@@ -43,6 +56,8 @@ def generate(
     max_tokens: int | None,
     stop: tuple[str, ...],
     chat: bool,
+    heat: Path | None,
+    routing_file: Path | None,
     as_json: bool,
     verbose: bool,
     sampling: Sampling,
@@ -58,10 +73,12 @@ def generate(
         )
     text = read_text(prompt if prompt is not None else prompt_option)
     progress = ProgressLine()
+    runtime["heat"] = heat if heat and heat.exists() else None
     with load(path, runtime, progress) as model:
         if verbose:
             click.echo(_about(model), err=True)
         ids = _prompt_ids(model, text, chat)
+        recorder = model.record_routing() if routing_file else None
         generation = model.generate(
             ids, max_tokens=max_tokens, stop=stop, sampling=sampling, progress=progress
         )
@@ -76,7 +93,8 @@ def generate(
                 click.echo()
             click.echo(_summary(generation), err=True)
             if model.gpu:
-                click.echo(_gpu_summary(model.gpu), err=True)
+                click.echo(f"{slots_line(model.gpu)}; {usage_line(model.gpu.usage())}", err=True)
+        _save(model, heat, routing_file, recorder)
         if as_json:
             print_json(_report(model, generation))
 
@@ -105,21 +123,19 @@ def _summary(generation: Generation) -> str:
     )
 
 
-def _gpu_summary(gpu: GpuRunner) -> str:
-    """What the cache of experts did."""
-    slots = gpu.slots
-    cache, counts = slots.cache, slots.cache.counts
-    steps = max(1, counts.steps)
-    return (
-        f"experts on the GPU: {sum(cache.slots_per_layer)} of {slots.n_expert * cache.n_layer}; "
-        f"{100 * counts.hit_rate:.1f} % of the choices were there; "
-        f"{counts.misses / steps:.1f} misses, {slots.uploaded_bytes / 1e6 / steps:.1f} MB uploaded a step"
-    )
+def _save(model: Model, heat: Path | None, routing_file: Path | None, recorder: Recorder | None) -> None:
+    """Write what the options ask for."""
+    if heat:
+        model.save_heat(heat)
+    if routing_file and recorder:
+        from gguf_moe.experts.routing import save_routing
+
+        save_routing(routing_file, recorder.routing({"model": model.path.name}))
 
 
 def _report(model: Model, generation: Generation) -> dict[str, Any]:
     r = generation.result
-    return {
+    found: dict[str, Any] = {
         "text": r.text,
         "token_ids": r.token_ids,
         "prompt_token_ids": r.prompt_token_ids,
@@ -134,3 +150,6 @@ def _report(model: Model, generation: Generation) -> dict[str, Any]:
             "first_token_s": r.first_token_s,
         },
     }
+    if model.gpu:
+        found["gpu"] = gpu_report(model.gpu)
+    return found

@@ -11,7 +11,7 @@ from gguf_moe.arch.base import Arch
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.rope import rope_tables
 from gguf_moe.arch.weights import Weights
-from gguf_moe.errors import ContextFullError
+from gguf_moe.errors import ContextFullError, OptionError
 from gguf_moe.experts.routing import Recorder, Replay
 from gguf_moe.graph.decoder import build_graph
 from gguf_moe.graph.task import Graph, Kind
@@ -75,6 +75,19 @@ class Context:
         self.graph: Graph = self._make_graph(n_tokens=n_batch)
         self._caches = [name for name, buffer in self.graph.buffers().items() if name.startswith("cache_")]
         self._runner: Runner | None = None
+
+    @property
+    def gpu(self) -> GpuRunner | None:
+        """What runs the steps on a GPU; None on the CPU alone."""
+        return self._runner if isinstance(self._runner, GpuRunner) else None
+
+    def record_routing(self) -> Recorder:
+        """Record from now on what the routers choose. Raises OptionError for a model without experts."""
+        hp = self._hparams
+        if not self._expert_layers:
+            raise OptionError("this model has no experts, so there is no routing to record.")
+        self.recorder = Recorder(hp.n_layer, self._expert_layers, hp.n_expert, hp.n_expert_used)
+        return self.recorder
 
     def rows(self, n_threads: int) -> list[Row]:
         """The program's rows for so many threads; their kernels must be in the library before `start`."""

@@ -72,6 +72,11 @@ class Crew:
             shared.await_workers(_deadline(LEAVE_LIMIT_NS))
             raise
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds of all steps that the caller's thread waited for a partner."""
+        return self._shared[Control.WAITED] / 1e9
+
     def close(self) -> None:
         """Join the threads. The crew can't be used afterwards."""
         self._close()

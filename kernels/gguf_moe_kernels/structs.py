@@ -143,7 +143,7 @@ MAILBOX_POST = _struct(
 # device, for the kernel alone, another one for each layer, 0 before the first step. Steps count up from 1.
 MOE_JOIN = _struct(
     "x place weights k n shared residual out rows "
-    "x_missing missing_place n_missing aborted step answer abort heartbeat limit ready"
+    "x_missing missing_place n_missing aborted step answer abort heartbeat limit ready waited"
 )
 
 # The CPU waits for a post: a waiting row of the crew's table (see ROW_SIZE). When `sequence` has reached the
@@ -195,6 +195,8 @@ class Control(enum.IntEnum):
     """The clock's number on this system."""
     TIMESPEC = 320
     """int64 seconds and nanoseconds that CLOCK_GETTIME fills; for thread 0 alone."""
+    WAITED = 336
+    """Nanoseconds that thread 0 spent at waiting rows, in all steps."""
     SIZE = 384
 
 

@@ -131,6 +131,11 @@ def ready_words(memory: DeviceMemory, n_layer: int) -> tuple[int, int]:
     return memory.scratch("ready", nbytes), nbytes
 
 
+def waited_address(memory: DeviceMemory) -> int:
+    """Where the joins count for how long they have waited: int64 nanoseconds on the device."""
+    return memory.scratch("waited", 8)
+
+
 def lower_to_crew(graph: Graph, memory: Memory, mailbox: Mailbox, n_threads: int) -> list[Row]:
     """What the crew does in a step: for each layer wait for the post, compute the missing experts, answer."""
     rows: list[Row] = []
@@ -383,5 +388,6 @@ def _join(task: Task, memory: DeviceMemory, mailbox: Mailbox, layer: int, n_laye
         "heartbeat": mailbox.heartbeat_address,
         "limit": HEARTBEAT_LIMIT_NS,
         "ready": ready_words(memory, n_layer)[0] + 8 * layer,
+        "waited": waited_address(memory),
     }
     return "mailbox.moe_join", structs.MOE_JOIN, special

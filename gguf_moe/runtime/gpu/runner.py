@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,10 +23,12 @@ from gguf_moe.runtime.gpu.lower import (
     lower_to_crew,
     lower_to_gpu,
     ready_words,
+    waited_address,
 )
 from gguf_moe.runtime.gpu.mailbox import Mailbox
 from gguf_moe.runtime.gpu.memory import DeviceMemory, DeviceWeights
 from gguf_moe.runtime.gpu.slots import ExpertSlots
+from gguf_moe.runtime.gpu.usage import Usage
 from gguf_moe.runtime.lower import Program, Row
 from gguf_moe.runtime.memory import Memory, row_size
 from gguf_moe.runtime.runner import Step
@@ -160,6 +163,9 @@ class GpuRunner:
         }
         self._n_threads = n_threads
         self._number = 0
+        self._n_tokens = 0
+        self._step_s = 0.0
+        self._waited = device.pinned(8).view(np.int64)
         self._crew: Crew | None = None
         self._library: KernelLibrary | None = None
 
@@ -194,6 +200,7 @@ class GpuRunner:
             wait(self._device, self._stream, STEP_LIMIT_S)
 
     def run(self, step: Step) -> np.ndarray:
+        start = time.perf_counter()
         program = self._program_for(len(step.tokens))
         assert self._crew is not None
         assert program.program is not None
@@ -214,7 +221,23 @@ class GpuRunner:
             self._leave(program)
             raise DeviceError("the GPU waited too long for the CPU and gave a step up; try again.")
         self.slots.used(program.chosen(len(step.tokens)))
+        self._n_tokens += len(step.tokens)
+        self._step_s += time.perf_counter() - start
         return program.logits(len(step.outputs))
+
+    def usage(self) -> Usage:
+        """What happened since loading. Between steps only."""
+        counts = self.slots.cache.counts
+        return Usage(
+            n_tokens=self._n_tokens,
+            hits=counts.hits,
+            misses=counts.misses,
+            uploads=counts.uploads,
+            uploaded_bytes=self.slots.uploaded_bytes,
+            step_s=self._step_s,
+            gpu_waited_s=sum(self._waited_ns(program) for program in self.programs.values()) / 1e9,
+            cpu_waited_s=self._crew.waited_s if self._crew else 0.0,
+        )
 
     def chosen(self, n_tokens: int) -> list[np.ndarray]:
         program = self._program_for(n_tokens)
@@ -230,6 +253,12 @@ class GpuRunner:
 
     def _program_for(self, n_tokens: int) -> StepProgram:
         return self.programs[1 if n_tokens == 1 else max(self.programs)]
+
+    def _waited_ns(self, program: StepProgram) -> int:
+        address = self._waited.__array_interface__["data"][0]
+        self._device.copy(self._stream, address, waited_address(program.memory), self._waited.nbytes)
+        wait(self._device, self._stream, STEP_LIMIT_S)
+        return int(self._waited[0])
 
     def _leave(self, program: StepProgram) -> None:
         """After a step that was given up: wait until the GPU has left it, and forget that it was."""

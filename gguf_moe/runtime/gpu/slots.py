@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from gguf_moe.arch.weights import Experts
 from gguf_moe.experts.budget import SLOT_ALIGNMENT, slot_size
 from gguf_moe.experts.cache import MISSING, Cache, Upload
+from gguf_moe.experts.policies import Heat
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.memory import DeviceWeights
 
@@ -79,10 +80,12 @@ class ExpertSlots:
 
     def fill(self) -> None:
         """Put experts into all free slots, and wait for them. Between steps only."""
-        while uploads := self.cache.fill():
-            self._start(uploads)
-            while self._arriving:
-                self.commit_arrived()
+        self._bring_all(self.cache.fill)
+
+    def warm(self, heat: Heat) -> None:
+        """Begin with the heat of an earlier run: bring its hottest experts, and wait for them."""
+        self.cache.warm(heat)
+        self._bring_all(self.cache.refill)
 
     def close(self) -> None:
         """Give the slots' memory back. Nothing may run on the device."""
@@ -90,6 +93,12 @@ class ExpertSlots:
             if base:
                 self._device.free(base)
         self._bases = [0] * len(self._bases)
+
+    def _bring_all(self, choose: Callable[[], list[Upload]]) -> None:
+        while uploads := choose():
+            self._start(uploads)
+            while self._arriving:
+                self.commit_arrived()
 
     def _start(self, uploads: Sequence[Upload]) -> None:
         for upload in uploads:

@@ -14,7 +14,15 @@ from __future__ import annotations
 from numba import njit
 
 from gguf_moe_kernels.cpu.compile import kernel
-from gguf_moe_kernels.cpu.memory import atomic_add, atomic_load, atomic_store, load_i64, make_call, pause
+from gguf_moe_kernels.cpu.memory import (
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    load_i64,
+    make_call,
+    pause,
+    store_i64,
+)
 from gguf_moe_kernels.structs import (
     ARRIVALS,
     COUNTER_SIZE,
@@ -36,7 +44,9 @@ TABLE, N_ROWS, COUNTERS, N_THREADS = (
 SCHED_YIELD, USLEEP, CLOCK_GETTIME = (
     int(c) for c in (Control.SCHED_YIELD, Control.USLEEP, Control.CLOCK_GETTIME)
 )
-CLOCK_MONOTONIC, TIMESPEC = int(Control.CLOCK_MONOTONIC), int(Control.TIMESPEC)
+CLOCK_MONOTONIC, TIMESPEC, WAITED = (
+    int(c) for c in (Control.CLOCK_MONOTONIC, Control.TIMESPEC, Control.WAITED)
+)
 
 SPINS = 500
 """Looks with a pause between them (some 5-25 us) before a waiting thread offers its core to others."""
@@ -65,12 +75,18 @@ def wait_a_little(control, looks):
 
 
 @njit
+def clock(control):
+    """Nanoseconds of the monotonic clock, or 0 where there is none. For thread 0 alone."""
+    if not load_i64(control, CLOCK_GETTIME):
+        return 0
+    call_clock(load_i64(control, CLOCK_GETTIME), load_i64(control, CLOCK_MONOTONIC), control + TIMESPEC)
+    return load_i64(control, TIMESPEC) * 1_000_000_000 + load_i64(control, TIMESPEC + 8)
+
+
+@njit
 def is_late(control, deadline):
     """Whether the clock has passed `deadline` (ns). Only thread 0 has one; for the others it is 0."""
-    if not deadline or not load_i64(control, CLOCK_GETTIME):
-        return False
-    call_clock(load_i64(control, CLOCK_GETTIME), load_i64(control, CLOCK_MONOTONIC), control + TIMESPEC)
-    return load_i64(control, TIMESPEC) * 1_000_000_000 + load_i64(control, TIMESPEC + 8) > deadline
+    return deadline != 0 and clock(control) > deadline
 
 
 @njit
@@ -90,9 +106,22 @@ def compute_chunks(control, row, thread, deadline):
 
 @njit
 def await_partner(control, row, thread, deadline):
-    """Ask a waiting row until it says how many rows to go on."""
+    """Ask a waiting row until it says how many rows to go on. Thread 0 counts how long that takes."""
     entry = load_i64(control, TABLE) + row * ROW_SIZE
     function, arguments = load_i64(entry, 0), load_i64(entry, 8)
+    n_rows = call_op(function, arguments, 0, thread)
+    if n_rows:
+        return n_rows
+    since = 0 if thread else clock(control)
+    outcome = ask_until_it_answers(control, function, arguments, thread, deadline)
+    if not thread:
+        store_i64(control, WAITED, load_i64(control, WAITED) + clock(control) - since)
+    return outcome
+
+
+@njit
+def ask_until_it_answers(control, function, arguments, thread, deadline):
+    """The loop of `await_partner`, with the same outcome."""
     looks = 0
     while True:
         if atomic_load(control + ABORT):

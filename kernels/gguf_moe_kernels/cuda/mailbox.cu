@@ -49,10 +49,14 @@ __device__ __forceinline__ bool wait_for_answer(const MoeJoin &a, long long step
 {
     // Each look is a read over the bus, so the rarer news are looked for more rarely.
     constexpr int LOOKS = 16;
-    long long heartbeat = load_acquire_system(at<const long long>(a.heartbeat)), since = nanoseconds();
+    long long heartbeat = load_acquire_system(at<const long long>(a.heartbeat));
+    const long long start = nanoseconds();
+    long long since = start;
     for (int look = 1;; look++) {
-        if (load_acquire_system(at<const long long>(a.answer)) >= step)
+        if (load_acquire_system(at<const long long>(a.answer)) >= step) {
+            *at<long long>(a.waited) += nanoseconds() - start;
             return true;
+        }
         if (look % LOOKS == 0) {
             if (load_acquire_system(at<const long long>(a.abort)))
                 return false;

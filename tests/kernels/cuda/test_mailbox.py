@@ -85,7 +85,7 @@ class Join:
         self.missing_place[:, [1, 2]] = rng.permutation(6).reshape(3, 2)
         self.weights, self.residual = normal(rng, 3, 4), normal(rng, 3, 600)
         self.out = np.zeros((3, 600), np.float32)
-        names = ("n_missing", "aborted", "answer", "abort", "heartbeat", "ready")
+        names = ("n_missing", "aborted", "answer", "abort", "heartbeat", "ready", "waited")
         self.words = {name: np.zeros(1, np.int64) for name in names}
         self.words["n_missing"][0] = 6
 

@@ -1,20 +1,11 @@
-"""How fast a file runs here, measured in llama-bench's way, beside how fast this machine reads memory.
-
-  pp N    a prompt of N tokens
-  tg N    N tokens generated one after the other
-
-Both may begin after `n_depth` tokens of context. No text takes part: tokens are random, and the tokenizer is
-not read.
-"""
+"""A file opened for measuring."""
 
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
@@ -22,80 +13,40 @@ import numpy as np
 from gguf_moe.arch import find_arch
 from gguf_moe.arch.hparams import read_hparams
 from gguf_moe.arch.weights import load_weights
+from gguf_moe.bench.rows import BenchTest, Row
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import OptionError
+from gguf_moe.experts.routing import Replay, Routing, load_routing
 from gguf_moe.options import Options
-from gguf_moe.runtime import placement
+from gguf_moe.runtime import machine, placement
 from gguf_moe.runtime.bandwidth import KERNEL as BANDWIDTH_KERNEL
 from gguf_moe.runtime.bandwidth import BandwidthMeter
-from gguf_moe.runtime.context import Context, kernels_of
+from gguf_moe.runtime.context import Context
+from gguf_moe.runtime.gpu.device import Device
+from gguf_moe.runtime.gpu.placement import GpuBudget, open_device
+from gguf_moe.runtime.gpu.usage import Usage
+from gguf_moe.runtime.ready import prepare_gpu, start_on_cpu, start_on_gpu
 from gguf_moe_kernels.cpu.library import KernelLibrary
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("reading", "compiling", "measuring"), how much is done and how much there is."""
 
 
-@dataclass(frozen=True, slots=True)
-class BenchTest:
-    """What is measured: n_prompt tokens at once, or n_gen tokens one by one; the other is 0."""
-
-    n_threads: int
-    n_prompt: int = 0
-    n_gen: int = 0
-    n_depth: int = 0
-
-    @property
-    def name(self) -> str:
-        """As llama-bench writes it."""
-        what = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
-        return f"{what} @ d{self.n_depth}" if self.n_depth else what
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens that are timed."""
-        return self.n_prompt or self.n_gen
-
-
-@dataclass(slots=True)
-class Row:
-    """A test's result."""
-
-    test: BenchTest
-    bandwidths: tuple[float, float]
-    """Bytes per second that as many threads can read, measured before and after the test."""
-    bytes_per_token: int
-    """Bytes of weights that one generated token reads."""
-    speeds: list[float] = field(default_factory=list)
-    """Tokens per second of each repetition."""
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.speeds)
-
-    @property
-    def deviation(self) -> float:
-        """The standard deviation of the repetitions; 0 for one."""
-        return statistics.stdev(self.speeds) if len(self.speeds) > 1 else 0.0
-
-    @property
-    def bytes_per_second(self) -> float:
-        """Bytes of weights read per second, if the test generated its tokens."""
-        return self.mean * self.bytes_per_token
-
-    @property
-    def bandwidth_share(self) -> float:
-        """The share of the read bandwidth that this is."""
-        return self.bytes_per_second / statistics.fmean(self.bandwidths)
-
-
 class Bench:
     """A file opened for measuring; close it, or use it as a context manager. Not for two threads at once.
 
-    Of the options, n_ctx is the longest context that tests may use (None: that of the file); `threads` does
-    not count. Raises what loading a model raises.
+    Of the options, n_ctx is the longest context that tests may use (None: that of the file); `threads` and
+    `heat` do not count. With `routing`, a file of save_routing, tokens go to the experts of that trace.
+    Raises what loading a model raises.
     """
 
-    def __init__(self, path: str | os.PathLike[str], options: Options, progress: Progress | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        options: Options,
+        progress: Progress | None = None,
+        routing: str | os.PathLike[str] | None = None,
+    ):
         self._options = options
         self._progress = progress or (lambda stage, done, total: None)
         self._checkpoint = open_checkpoint(path, mmap=options.mmap, progress=self._stage("reading"))
@@ -103,6 +54,9 @@ class Bench:
         self.arch = find_arch(self._checkpoint.metadata)
         self.hparams = read_hparams(self._checkpoint.metadata, self.arch)
         self._weights = load_weights(self._checkpoint, self.arch, self.hparams)
+        self._routing = self._load_routing(routing) if routing is not None else None
+        self._device = self._open_device()
+        self._has_gpu = self._device is not None
         self._library = KernelLibrary(options.cache_dir)
         self._meter: BandwidthMeter | None = None
         if options.mmap:
@@ -119,6 +73,9 @@ class Bench:
     def close(self) -> None:
         """Give the file and the memory back. Twice is fine."""
         self._meter = None
+        if self._device:
+            self._device.close()
+        self._device = None
         self._library.close()
         self._checkpoint.close()
 
@@ -138,6 +95,11 @@ class Bench:
         """Bytes of weights that one generated token reads."""
         return self._weights.bytes_per_token(self.hparams.n_expert_used)
 
+    @property
+    def default_threads(self) -> int:
+        """Threads for a test when nobody says how many."""
+        return machine.default_threads(beside_gpu=self._has_gpu)
+
     def check(self, test: BenchTest) -> None:
         """Raise OptionError if the test is longer than the context."""
         limit = self._options.n_ctx or self.hparams.n_ctx_train
@@ -148,20 +110,29 @@ class Bench:
             )
 
     def context(self, n_ctx: int, n_threads: int) -> Context:
-        """A context of n_ctx positions with threads of its own, ready for work. Close it before the bench."""
+        """A context of n_ctx positions with threads of its own, ready for work. Close it before the bench.
+
+        On a GPU one context exists at a time, and begins with some expert in every slot.
+        """
         kind = placement.kv_kind(self._options.kv_type, self._weights)
+        if self._has_gpu:
+            self._device = self._device or self._open_device()
+        budget = GpuBudget(self._device, self._options.vram) if self._device else None
+        if not budget:
+            n_ctx = placement.context_length(self._checkpoint, self.hparams, kind, n_ctx)
         context = Context(
             self.arch,
             self.hparams,
             self._weights,
-            n_ctx=placement.context_length(self._checkpoint, self.hparams, kind, n_ctx),
+            n_ctx=n_ctx,
             n_batch=min(self._options.n_batch, n_ctx),
             kv_kind=kind,
+            replay=Replay(self._routing) if self._routing else None,
         )
-        rows = context.rows(n_threads)
-        kernels = [*kernels_of(rows), BANDWIDTH_KERNEL]
-        self._library.prepare(kernels, lambda name, done, total: self._progress("compiling", done, total))
-        context.start(rows, self._library, n_threads)
+        if budget:
+            self._start_gpu(context, budget, n_threads)
+        else:
+            start_on_cpu(context, self._library, n_threads, self._compiling, [BANDWIDTH_KERNEL])
         return context
 
     def bandwidth(self, n_threads: int) -> float:
@@ -170,17 +141,55 @@ class Bench:
         return self._meter.measure(n_threads)
 
     def run(self, test: BenchTest, repetitions: int) -> Row:
-        """Measure: fill the context up to the depth, warm up, then repeat. Raises OptionError as `check`."""
+        """Measure: fill the context up to the depth, warm up, then repeat. Raises OptionError as `check`.
+
+        The warm-up is one token for tg, but on a GPU a whole repetition: its cache of experts has to learn.
+        """
         self.check(test)
         with closing(self.context(test.n_depth + test.n_tokens, test.n_threads)) as context:
             fill(context, test.n_depth, self.hparams.n_vocab)
             tokens = random_tokens(test.n_tokens, self.hparams.n_vocab)
-            timed(context, test, tokens if test.n_prompt else tokens[:1])
+            timed(context, test, tokens if test.n_prompt or context.gpu else tokens[:1])
             before, speeds = self.bandwidth(test.n_threads), []
+            earlier = _usage(context)
             for done in range(repetitions):
                 self._progress("measuring", done, repetitions)
                 speeds.append(test.n_tokens / timed(context, test, tokens))
-            return Row(test, (before, self.bandwidth(test.n_threads)), self.bytes_per_token, speeds)
+            usage = _usage(context)
+            difference = usage - earlier if usage and earlier else None
+            bandwidths = before, self.bandwidth(test.n_threads)
+            return Row(test, bandwidths, self.bytes_per_token, speeds, difference)
+
+    def _start_gpu(self, context: Context, budget: GpuBudget, n_threads: int) -> None:
+        device, self._device = self._device, None  # the context closes it
+        assert device is not None
+        try:
+            runner, _ = prepare_gpu(
+                context,
+                device,
+                self._library,
+                n_threads,
+                self._options.policy,
+                self._compiling,
+                [BANDWIDTH_KERNEL],
+            )
+            start_on_gpu(context, runner, device, budget, self._checkpoint, self._library)
+            runner.slots.fill()
+        except BaseException:
+            context.close()
+            device.close()
+            raise
+
+    def _open_device(self) -> Device | None:
+        return open_device(self._options.device, self._weights, self._options.cache_dir)
+
+    def _load_routing(self, path: str | os.PathLike[str]) -> Routing:
+        routing, hp = load_routing(path), self.hparams
+        routing.check(str(path), hp.n_layer, hp.n_expert, hp.n_expert_used)
+        return routing
+
+    def _compiling(self, name: str, done: int, total: int) -> None:
+        self._progress("compiling", done, total)
 
     def _stage(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self._progress(stage, done, total)
@@ -206,3 +215,7 @@ def timed(context: Context, test: BenchTest, tokens: list[int]) -> float:
     for step in steps:
         context.extend(step, 1)
     return time.perf_counter() - start
+
+
+def _usage(context: Context) -> Usage | None:
+    return context.gpu.usage() if context.gpu else None
