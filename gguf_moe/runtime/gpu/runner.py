@@ -175,6 +175,11 @@ class GpuRunner:
         return list(dict.fromkeys(launch.kernel for p in self.programs.values() for launch in p.launches))
 
     @property
+    def n_threads(self) -> int:
+        """Threads of the crew."""
+        return self._n_threads
+
+    @property
     def rows(self) -> list[Row]:
         """The crew's rows of all steps."""
         return [row for program in self.programs.values() for row in program.rows]

@@ -78,6 +78,11 @@ class ExpertSlots:
                 waiting.append((upload, event))
         self._arriving = waiting
 
+    def settle(self) -> None:
+        """Wait until all that is under way has arrived. Between steps only."""
+        while self._arriving:
+            self.commit_arrived()
+
     def fill(self) -> None:
         """Put experts into all free slots, and wait for them. Between steps only."""
         self._bring_all(self.cache.fill)
@@ -97,8 +102,7 @@ class ExpertSlots:
     def _bring_all(self, choose: Callable[[], list[Upload]]) -> None:
         while uploads := choose():
             self._start(uploads)
-            while self._arriving:
-                self.commit_arrived()
+            self.settle()
 
     def _start(self, uploads: Sequence[Upload]) -> None:
         for upload in uploads:

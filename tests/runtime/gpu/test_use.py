@@ -1,6 +1,7 @@
 """What users see of a GPU: counts of its cache, heat between runs, measurements, and the commands' output."""
 
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_a_measurement_sends_tokens_along_the_trace(with_gpu, moe_file, tmp_path
     path = tmp_path / "trace.npz"
     save_routing(path, Routing(np.tile(np.array([1, 2]), (5, N_LAYER, 1)), N_EXPERT))
     with Bench(moe_file, Options(cache_dir=kernel_cache, device="cuda:0"), routing=path) as bench:
-        with bench.context(4, 1) as context:
+        with closing(bench.context(4, 1)) as context:
             context.recorder = Recorder(N_LAYER, range(N_LAYER), N_EXPERT, N_USED)
             context.extend([5, 6], 1)
             assert (context.recorder.routing({}).ids == [1, 2]).all()
