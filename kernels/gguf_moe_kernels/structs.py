@@ -17,6 +17,11 @@ def _struct(integers: str, floats: str = "") -> np.dtype:
     return np.dtype(fields, align=True)
 
 
+def _structs(**parts: np.dtype) -> np.dtype:
+    """The arguments of several ops that one kernel does."""
+    return np.dtype(list(parts.items()), align=True)
+
+
 # out[i] = row tokens[i] of weight, as float32 [n]
 GET_ROWS = _struct("dequantize weight row_size n tokens out rows")
 
@@ -168,6 +173,34 @@ DELTA_NET_GATES = _struct("alpha beta a dt n rows")
 # S += beta * (v - S k) k^T; out[i, h] = S q / sqrt(n). A row of qkv: n_head_k heads q, as many k, n_head v;
 # q and k of head h are those of head h / heads_per_key % n_head_k. A chunk is one head.
 GATED_DELTA_NET = _struct("qkv decay beta state out n n_head n_head_k heads_per_key n_past rows")
+
+# RMS_NORM of whole rows, and QUANTIZE of what it gives in each format whose address is not 0
+NORM_QUANTIZE = _struct(
+    "x weight bias out q8_0 q8_0_stride q8_1 q8_1_stride q8_k q8_k_stride n rows",
+    "eps",
+)
+
+# The heads of q and k: RMS_NORM if the weight's address is not 0, then ROPE. q stays where it is; k, and v, a
+# row of n_v elements, go to the caches as by KV_STORE.
+ROPE_STORE = _struct(
+    "q k v q_norm k_norm cos sin cache_k cache_v n_head n_head_kv n_embd_head n_v n_rot pair_stride "
+    "n_past rows",
+    "eps",
+)
+
+# Two or three MATMULs, none of which needs what another gives; without a third its n_out is 0.
+MATMUL_3 = _structs(first=MATMUL, second=MATMUL, third=MATMUL)
+
+# Two MATMUL_IDs that differ only in weights, row_sizes and out, and SWIGLU of what they give, into gate.out
+MATMUL_ID_SWIGLU = _structs(gate=MATMUL_ID, up=MATMUL_ID)
+
+ATTENTION_QUANTIZE = _structs(attention=ATTENTION, quantize=QUANTIZE)
+
+# The sum of the experts, and the next block's norm of it
+JOIN_NORM_QUANTIZE = _structs(join=MOE_JOIN, norm=NORM_QUANTIZE)
+
+# For one token. ids are the same in all.
+CHOOSE_AND_POST = _structs(topk=MOE_TOPK, places=EXPERT_ROWS, post=MAILBOX_POST)
 
 
 class Control(enum.IntEnum):

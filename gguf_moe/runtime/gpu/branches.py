@@ -22,10 +22,10 @@ class Branches:
         self._device = device
         self._streams = [main, *(device.stream() for _ in range(N_STREAMS - 1))]
 
-    def queue(self, launches: Sequence[Launch], launch_on: Callable[[Any, Launch], None]) -> None:
+    def queue(self, launches: Sequence[Launch], launch_on: Callable[[Any, Launch, bool], None]) -> None:
         """Queue them behind all that is on the main stream, which at the end waits for them all.
 
-        launch_on(stream, launch) queues one of them.
+        launch_on(stream, launch, early) queues one of them; see Device.launch.
         """
         device, streams = self._device, self._streams
         start = device.event(streams[0])
@@ -38,10 +38,10 @@ class Branches:
             # Behind one that it waits for, if nothing was put behind that yet; else where the oldest end is.
             free = [place[n] for n in launch.after if last[place[n]] == n]
             at = free[0] if free else last.index(min(last))
-            for n in launch.after:
-                if place[n] != at:
-                    device.wait_for(streams[at], events[n])
-            launch_on(streams[at], launch)
+            elsewhere = [n for n in launch.after if place[n] != at]
+            for n in elsewhere:
+                device.wait_for(streams[at], events[n])
+            launch_on(streams[at], launch, last[at] >= 0 and not elsewhere)
             events.append(device.event(streams[at]))
             last[at] = len(place)
             place.append(at)

@@ -55,8 +55,12 @@ class Device(Protocol):
     def copy(self, stream: Any, target: int, source: int, nbytes: int) -> None:
         """Queue a copy between any two addresses. Main memory must be pinned or registered."""
 
-    def launch(self, stream: Any, kernel: str, arguments: np.ndarray, rows: int) -> None:
-        """Queue a kernel with its argument struct, for at most so many rows."""
+    def launch(self, stream: Any, kernel: str, arguments: np.ndarray, rows: int, early: bool = False) -> None:
+        """Queue a kernel with its argument struct, for at most so many rows.
+
+        early: what was queued last on the stream is a kernel too, and this one may take its place on the
+        device while that one still runs.
+        """
 
     def wait_for(self, stream: Any, event: Any) -> None:
         """Let what is queued on a stream from now on wait for a mark of another stream."""
@@ -166,10 +170,11 @@ class CudaDevice:
         with self._use():
             self._runtime.memcpyAsync(target, source, nbytes, COPY_ANY, stream.ptr)
 
-    def launch(self, stream: Any, kernel: str, arguments: np.ndarray, rows: int) -> None:
+    def launch(self, stream: Any, kernel: str, arguments: np.ndarray, rows: int, early: bool = False) -> None:
         size = launch_of(kernel, arguments, rows)
         with self._use():
-            self._library.kernel(kernel).launch(stream, size.grid, size.block, size.shared, arguments)
+            loaded = self._library.kernel(kernel)
+            loaded.launch(stream, size.grid, size.block, size.shared, arguments, early)
 
     def wait_for(self, stream: Any, event: Any) -> None:
         with self._use():

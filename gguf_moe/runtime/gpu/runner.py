@@ -16,6 +16,7 @@ from gguf_moe.graph.task import Graph, Kind, Rows
 from gguf_moe.runtime.crew import Crew
 from gguf_moe.runtime.gpu.branches import Branches
 from gguf_moe.runtime.gpu.device import Device, wait
+from gguf_moe.runtime.gpu.fuse import fuse
 from gguf_moe.runtime.gpu.lower import (
     Launch,
     check_ops,
@@ -71,7 +72,7 @@ class StepProgram:
         exchanged = [*x.values(), *answers.values()]
         self.mailbox = Mailbox(device, len(self.sections), n_places, exchanged)
         self.host_memory = Memory()
-        self.launches: list[Launch] = lower_to_gpu(graph, self.memory, self.mailbox)
+        self.launches: list[Launch] = fuse(lower_to_gpu(graph, self.memory, self.mailbox), n_tokens)
         self.rows: list[Row] = lower_to_crew(graph, self.host_memory, self.mailbox, n_threads)
         logits = buffers["result_output"]
         self.n_vocab = logits.cols
@@ -102,13 +103,14 @@ class StepProgram:
         slots.copy_tables(stream)
         source = self._embeddings.__array_interface__["data"][0]
         self._device.copy(stream, self._embedded_address, source, self._embeddings.nbytes)
-        branches.queue(self.launches, self._launch)
+        branches.queue(self.launches, self.launch)
         target = self._logits.__array_interface__["data"][0]
         self._device.copy(stream, target, self._logits_address, self._logits.nbytes)
 
-    def _launch(self, stream: Any, launch: Launch) -> None:
+    def launch(self, stream: Any, launch: Launch, early: bool) -> None:
+        """Queue one of the launches; see Device.launch."""
         rows = self.n_tokens * (self.n_expert_used if launch.rows is Rows.PLACES else 1)
-        self._device.launch(stream, launch.kernel, launch.arguments, rows)
+        self._device.launch(stream, launch.kernel, launch.arguments, rows, early)
 
     def start(self, stream: Any, slots: ExpertSlots) -> None:
         """Let the GPU begin: by a captured graph, made at the first call."""

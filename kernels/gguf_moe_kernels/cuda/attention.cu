@@ -1,7 +1,7 @@
 // Causal attention over the KV cache, with grouped query heads, over all positions or a sliding window.
 //
 // The cache is cut into splits of SPLIT positions, counted from position 0. A block takes one token and up to
-// HEADS query heads that share their keys and values. What it finds in a split (largest score, sum of
+// N_HEADS query heads that share their keys and values. What it finds in a split (largest score, sum of
 // exponentials, sum of values) joins what the splits before have found, in ascending order. With a grid of depth
 // 1 a block walks over its splits by itself; otherwise each block has one split, leaves its part in `scores`,
 // and the last one to finish joins the parts in the same way. So the bits depend on neither the grid nor the
@@ -10,11 +10,13 @@
 // scores: for each row and head, scores_stride bytes: a counter (uint32, 0 between launches; the first head of
 // the block's has it), then for each split of the grid the largest score, the sum, and n_embd_head_v values.
 // Head widths are multiples of 8.
-#include "exact.cuh"
+#include "quantize.cuh"
 
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
-// launch.py knows these three.
-constexpr int SPLIT = 128, HEADS = 8, COLUMNS = 1024;
+// launch.py knows these numbers.
+constexpr int SPLIT = 128, COLUMNS = 1024;
+// Heads of a block: many read less, few keep more blocks busy when there is one token.
+constexpr int HEADS = 8, FEW_HEADS = 2;
 // A position's key is read by LANES lanes, CHUNK elements at a time.
 constexpr int LANES = 8, CHUNK = 8;
 
@@ -60,49 +62,51 @@ struct Part {
 };
 
 // The shared memory of a block: see launch.py.
+template <int N_HEADS>
 struct Shared {
-    float *q;      // [HEADS, n_embd_head_k]
-    float *scores; // [HEADS, SPLIT]
-    float *sums;   // [sets, HEADS, n_embd_head_v], sets * n_embd_head_v <= COLUMNS
-    float *largest, *total;    // [HEADS], of the split
-    float *scale, *more_scale; // [HEADS], see Weights
+    float *q;      // [N_HEADS, n_embd_head_k]
+    float *scores; // [N_HEADS, SPLIT]
+    float *sums;   // [sets, N_HEADS, n_embd_head_v], sets * n_embd_head_v <= COLUMNS
+    float *largest, *total;    // [N_HEADS], of the split
+    float *scale, *more_scale; // [N_HEADS], see Weights
 
     __device__ __forceinline__ Shared(const Attention &a)
     {
         q = reinterpret_cast<float *>(dynamic_shared);
-        scores = q + HEADS * a.n_embd_head_k;
-        sums = scores + HEADS * SPLIT;
-        largest = sums + HEADS * COLUMNS;
-        total = largest + HEADS;
-        scale = total + HEADS;
-        more_scale = scale + HEADS;
+        scores = q + N_HEADS * a.n_embd_head_k;
+        sums = scores + N_HEADS * SPLIT;
+        largest = sums + N_HEADS * COLUMNS;
+        total = largest + N_HEADS;
+        scale = total + N_HEADS;
+        more_scale = scale + N_HEADS;
     }
 };
 
 // scores[h][j] = scale * q[h] . k[start + j]
-template <typename Cache>
+template <typename Cache, int N_HEADS>
 __device__ __forceinline__ void compute_scores(
-    const Attention &a, const Part &part, const Shared &shared, long long start, int n)
+    const Attention &a, const Part &part, const Shared<N_HEADS> &shared, long long start, int n)
 {
     int lane = lane_id() % LANES, d = a.n_embd_head_k;
     long long stride = Cache::SIZE * a.n_head_kv * d;
     const unsigned char *k = at<const unsigned char>(a.k) + start * stride + Cache::SIZE * part.head_kv * d;
     // All lanes of a warp stay in the loop, because they exchange values.
+#pragma unroll 4
     for (int base = threadIdx.x / WARP * (WARP / LANES); base < n; base += WARPS * (WARP / LANES)) {
         int j = base + lane_id() / LANES;
-        float sums[HEADS] = {};
+        float sums[N_HEADS] = {};
         for (int i = CHUNK * lane; i < d && j < n; i += CHUNK * LANES) {
             float key[CHUNK];
             Cache::template load<CHUNK>(k + j * stride + Cache::SIZE * i, key);
 #pragma unroll
-            for (int h = 0; h < HEADS; h++)
+            for (int h = 0; h < N_HEADS; h++)
                 if (h < part.n_head)
 #pragma unroll
                     for (int c = 0; c < CHUNK; c++)
                         sums[h] = __fmaf_rn(key[c], shared.q[h * d + i + c], sums[h]);
         }
 #pragma unroll
-        for (int h = 0; h < HEADS; h++) {
+        for (int h = 0; h < N_HEADS; h++) {
             for (int half = LANES / 2; half; half /= 2)
                 sums[h] += __shfl_xor_sync(ALL_LANES, sums[h], half);
             if (lane == 0 && j < n && h < part.n_head)
@@ -112,7 +116,8 @@ __device__ __forceinline__ void compute_scores(
 }
 
 // Each score becomes exp(score - largest); a warp a head.
-__device__ __forceinline__ void exponentials(const Part &part, const Shared &shared, int n)
+template <int N_HEADS>
+__device__ __forceinline__ void exponentials(const Part &part, const Shared<N_HEADS> &shared, int n)
 {
     for (int h = threadIdx.x / WARP; h < part.n_head; h += WARPS) {
         float *scores = shared.scores + h * SPLIT;
@@ -132,9 +137,9 @@ __device__ __forceinline__ void exponentials(const Part &part, const Shared &sha
 }
 
 // sums[set][h][i] = the values of positions set, set + sets, ... times their exponentials
-template <typename Cache>
+template <typename Cache, int N_HEADS>
 __device__ __forceinline__ int add_values(
-    const Attention &a, const Part &part, const Shared &shared, long long start, int n)
+    const Attention &a, const Part &part, const Shared<N_HEADS> &shared, long long start, int n)
 {
     int d = a.n_embd_head_v, threads = d / 4;
     int sets = min(min(THREADS / threads, COLUMNS / d), 8), set = threadIdx.x / threads, i = threadIdx.x % threads * 4;
@@ -143,24 +148,24 @@ __device__ __forceinline__ int add_values(
     long long stride = Cache::SIZE * a.n_head_kv * d;
     const unsigned char *v =
         at<const unsigned char>(a.v) + start * stride + Cache::SIZE * (part.head_kv * d + i);
-    float sums[HEADS][4] = {};
+    float sums[N_HEADS][4] = {};
 #pragma unroll 4
     for (int j = set; j < n; j += sets) {
         float value[4];
         Cache::template load<4>(v + j * stride, value);
 #pragma unroll
-        for (int h = 0; h < HEADS; h++)
+        for (int h = 0; h < N_HEADS; h++)
             if (h < part.n_head)
 #pragma unroll
                 for (int c = 0; c < 4; c++)
                     sums[h][c] = __fmaf_rn(shared.scores[h * SPLIT + j], value[c], sums[h][c]);
     }
 #pragma unroll
-    for (int h = 0; h < HEADS; h++)
+    for (int h = 0; h < N_HEADS; h++)
         if (h < part.n_head)
 #pragma unroll
             for (int c = 0; c < 4; c++)
-                shared.sums[(set * HEADS + h) * d + i + c] = sums[h][c];
+                shared.sums[(set * N_HEADS + h) * d + i + c] = sums[h][c];
     return sets;
 }
 
@@ -192,40 +197,41 @@ __device__ __forceinline__ float finish(const Attention &a, long long head, floa
 }
 
 // A block's whole split: afterwards largest, total and sums are in shared memory.
-template <typename Cache>
+template <typename Cache, int N_HEADS>
 __device__ __forceinline__ int take_split(
-    const Attention &a, const Part &part, const Shared &shared, long long split)
+    const Attention &a, const Part &part, const Shared<N_HEADS> &shared, long long split)
 {
     long long start = max(part.first, split * SPLIT), end = min(part.end, (split + 1) * SPLIT);
     int n = end - start;
     __syncthreads();
-    compute_scores<Cache>(a, part, shared, start, n);
+    compute_scores<Cache, N_HEADS>(a, part, shared, start, n);
     __syncthreads();
     exponentials(part, shared, n);
     __syncthreads();
-    int sets = add_values<Cache>(a, part, shared, start, n);
+    int sets = add_values<Cache, N_HEADS>(a, part, shared, start, n);
     __syncthreads();
     return sets;
 }
 
-__device__ __forceinline__ float sum_sets(const Attention &a, const Shared &shared, int sets, int h, int i)
+template <int N_HEADS>
+__device__ __forceinline__ float sum_sets(const Attention &a, const Shared<N_HEADS> &shared, int sets, int h, int i)
 {
     float sum = shared.sums[h * a.n_embd_head_v + i];
     for (int set = 1; set < sets; set++)
-        sum += shared.sums[(set * HEADS + h) * a.n_embd_head_v + i];
+        sum += shared.sums[(set * N_HEADS + h) * a.n_embd_head_v + i];
     return sum;
 }
 
 // Walk over all splits; the state of each element so far is in `out`, that of a head in shared memory.
-template <typename Cache>
-__device__ __forceinline__ void walk(const Attention &a, const Part &part, const Shared &shared)
+template <typename Cache, int N_HEADS>
+__device__ __forceinline__ void walk(const Attention &a, const Part &part, const Shared<N_HEADS> &shared)
 {
     int d = a.n_embd_head_v, n = part.n_head * d, t = threadIdx.x;
     long long first = part.first / SPLIT, last = (part.end - 1) / SPLIT;
     float *out = at<float>(a.out) + (part.row * a.n_head + part.head) * d;
     float largest = 0.0f, total = 0.0f; // of head t
     for (long long split = first; split <= last; split++) {
-        int sets = take_split<Cache>(a, part, shared, split);
+        int sets = take_split<Cache, N_HEADS>(a, part, shared, split);
         if (t < part.n_head) {
             Weights weights(split == first ? shared.largest[t] : largest, shared.largest[t]);
             largest = weights.largest;
@@ -253,8 +259,9 @@ __device__ __forceinline__ float *part_of(const Attention &a, const Part &part, 
     return at<float>(a.scores + (part.row * a.n_head + part.head + h) * a.scores_stride);
 }
 
+template <int N_HEADS>
 __device__ __forceinline__ void leave_part(
-    const Attention &a, const Part &part, const Shared &shared, int sets, long long place)
+    const Attention &a, const Part &part, const Shared<N_HEADS> &shared, int sets, long long place)
 {
     int d = a.n_embd_head_v;
     for (int i = threadIdx.x; i < part.n_head * d; i += THREADS) {
@@ -302,43 +309,87 @@ __device__ __forceinline__ void join_parts(const Attention &a, const Part &part,
     }
 }
 
-template <typename Cache>
-__device__ __forceinline__ void attention(const Attention &a)
+// The heads that this block takes of its token.
+template <int N_HEADS>
+__device__ __forceinline__ Part part_of_block(const Attention &a)
 {
     Part part;
-    Shared shared(a);
-    long long group = a.n_head / a.n_head_kv, blocks = (group + HEADS - 1) / HEADS;
+    long long group = a.n_head / a.n_head_kv, blocks = (group + N_HEADS - 1) / N_HEADS;
     part.row = blockIdx.x;
-    if (part.row >= count_at(a.rows))
-        return;
     part.head_kv = blockIdx.y / blocks;
-    long long start = blockIdx.y % blocks * HEADS;
+    long long start = blockIdx.y % blocks * N_HEADS;
     part.head = part.head_kv * group + start;
-    part.n_head = min(group - start, static_cast<long long>(HEADS));
+    part.n_head = min(group - start, static_cast<long long>(N_HEADS));
     part.end = count_at(a.n_past) + part.row + 1;
     part.first = a.n_swa && a.n_swa < part.end ? part.end - a.n_swa : 0;
+    return part;
+}
+
+// True in the block that leaves the result in a.out, when it is complete.
+template <typename Cache, int N_HEADS>
+__device__ __forceinline__ bool attention(const Attention &a, const Part &part)
+{
+    Shared<N_HEADS> shared(a);
+    if (part.row >= count_at(a.rows))
+        return false;
     long long first = part.first / SPLIT, n_splits = (part.end - 1) / SPLIT - first + 1;
     if (gridDim.z > 1 && blockIdx.z >= n_splits)
-        return;
+        return false;
     const float *q = at<const float>(a.q) + (part.row * a.n_head + part.head) * a.n_embd_head_k;
     for (int i = threadIdx.x; i < part.n_head * a.n_embd_head_k; i += THREADS)
         shared.q[i] = q[i];
     if (gridDim.z == 1) {
-        walk<Cache>(a, part, shared);
-        return;
+        walk<Cache, N_HEADS>(a, part, shared);
+        return true;
     }
-    int sets = take_split<Cache>(a, part, shared, first + blockIdx.z);
+    int sets = take_split<Cache, N_HEADS>(a, part, shared, first + blockIdx.z);
     leave_part(a, part, shared, sets, blockIdx.z);
-    if (is_last(a, part, n_splits))
-        join_parts(a, part, n_splits);
+    if (!is_last(a, part, n_splits))
+        return false;
+    join_parts(a, part, n_splits);
+    return true;
 }
 
 KERNEL(attention_f16, Attention, THREADS)
 {
-    attention<F16>(a);
+    attention<F16, HEADS>(a, part_of_block<HEADS>(a));
 }
 
 KERNEL(attention_f32, Attention, THREADS)
 {
-    attention<F32>(a);
+    attention<F32, HEADS>(a, part_of_block<HEADS>(a));
+}
+
+KERNEL(attention_few_f16, Attention, THREADS)
+{
+    attention<F16, FEW_HEADS>(a, part_of_block<FEW_HEADS>(a));
+}
+
+KERNEL(attention_few_f32, Attention, THREADS)
+{
+    attention<F32, FEW_HEADS>(a, part_of_block<FEW_HEADS>(a));
+}
+
+// FEW_HEADS heads and QUANTIZE of what they give, which is whole blocks of 256.
+template <typename Cache>
+__device__ __forceinline__ void attention_q8_k(const AttentionQuantize &a)
+{
+    Part part = part_of_block<FEW_HEADS>(a.attention);
+    if (!attention<Cache, FEW_HEADS>(a.attention, part))
+        return;
+    __syncthreads();
+    const float *row = at<const float>(a.attention.out) + part.row * a.quantize.n;
+    int first = part.head * a.attention.n_embd_head_v / 256, n = part.n_head * a.attention.n_embd_head_v / 256;
+    for (int ib = threadIdx.x / WARP; ib < n; ib += WARPS)
+        quantize_256(row, a.quantize.n, first + ib, at<unsigned char>(a.quantize.out) + part.row * a.quantize.out_stride);
+}
+
+KERNEL(attention_q8_k_f16, AttentionQuantize, THREADS)
+{
+    attention_q8_k<F16>(a);
+}
+
+KERNEL(attention_q8_k_f32, AttentionQuantize, THREADS)
+{
+    attention_q8_k<F32>(a);
 }

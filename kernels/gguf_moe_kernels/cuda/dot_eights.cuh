@@ -46,8 +46,8 @@ __device__ __forceinline__ void load_part(const unsigned char *x, int fours, int
     }
 }
 
-template <typename Block, int N_ROWS, int N_TOKENS, typename Store>
-__device__ __forceinline__ void dot_eights(const WeightRows &weight, const TokenRows &x, long long n_in, Store store)
+template <typename Block, int N_ROWS, int N_TOKENS, typename Weight, typename Store>
+__device__ __forceinline__ void dot_eights(const Weight &weight, const TokenRows &x, long long n_in, Store store)
 {
     constexpr int N = N_ROWS * N_TOKENS, MINE = N < 8 ? 1 : N / 8;
     int part = lane_id() % 8, turn = lane_id() / 8, first_mine = part * N / 8;

@@ -2,13 +2,13 @@
 #include "exact.cuh"
 #include "rows.cuh"
 
-template <typename Block, int N_ROWS, int N_TOKENS, typename Store>
-__device__ __forceinline__ void dot_floats(const WeightRows &weight, const TokenRows &x, long long n_in, Store store)
+template <typename Block, int N_ROWS, int N_TOKENS, typename Weight, typename Store>
+__device__ __forceinline__ void dot_floats(const Weight &weight, const TokenRows &x, long long n_in, Store store)
 {
     float lanes[N_ROWS][N_TOKENS] = {}, rest[N_ROWS][N_TOKENS] = {};
     int whole = n_in / WARP * WARP;
     auto activation = [&](int t, int i) { return __ldg(reinterpret_cast<const float *>(x.row(t)) + i); };
-#pragma unroll 16
+#pragma unroll 32
     for (int i = lane_id(); i < whole; i += WARP) {
 #pragma unroll
         for (int r = 0; r < N_ROWS; r++) {

@@ -7,8 +7,8 @@
 // 32 terms, and what keeps four rows of them in different banks.
 constexpr int TERMS = WARP + 4;
 
-template <typename Block, int N_ROWS, int N_TOKENS, int N_WARPS, typename Store>
-__device__ __forceinline__ void dot_lanes(const WeightRows &weight, const TokenRows &x, long long n_in, Store store)
+template <typename Block, int N_ROWS, int N_TOKENS, int N_WARPS, typename Weight, typename Store>
+__device__ __forceinline__ void dot_lanes(const Weight &weight, const TokenRows &x, long long n_in, Store store)
 {
     constexpr int N = N_ROWS * N_TOKENS;
     static_assert(4 * N <= WARP, "a lane for each partial sum");

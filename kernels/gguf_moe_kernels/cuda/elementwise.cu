@@ -1,68 +1,36 @@
 // Ops that touch each activation once.
-#include "exact.cuh"
+#include "norm.cuh"
 
 constexpr int THREADS = 256;
-
-// Up to this length one warp takes a head by itself; launch.py knows the number.
-constexpr int SHORT = 512;
-
-__device__ __forceinline__ float norm_factor(float dot, long long n, float eps)
-{
-    return 1.0f / sqrtf(dot / static_cast<float>(n) + eps);
-}
-
-__device__ __forceinline__ void apply_norm(const RmsNorm &a, const float *x, float *out, float factor, int i)
-{
-    float normed = x[i] * factor;
-    if (a.weight)
-        normed *= at<const float>(a.weight)[i];
-    out[i] = a.bias ? normed + at<const float>(a.bias)[i] : normed;
-}
 
 __device__ __forceinline__ void norm_by_warp(const RmsNorm &a)
 {
     long long head = blockIdx.x * static_cast<long long>(THREADS / WARP) + threadIdx.x / WARP;
     if (head >= count_at(a.rows) * a.n_head)
         return;
-    const float *x = at<const float>(a.x) + head * a.n;
+    const float *x = at<float>(a.x) + head * a.n;
     float *out = at<float>(a.out) + head * a.n;
-    WarpDot dot;
-    dot.add(x, x, a.n);
-    float factor = norm_factor(dot.sum(), a.n, a.eps);
+    float factor = norm_factor(squares_by_warp(x, a.n), a.n, a.eps);
     // Without this a lane could write an element that another one still reads, where out is x.
     __syncwarp();
     for (int i = lane_id(); i < a.n; i += WARP)
-        apply_norm(a, x, out, factor, i);
+        out[i] = normed(x[i], factor, a.weight, a.bias, i);
 }
 
-// Each thread adds up every THREADS-th element, each warp its lanes, and all threads the warps in order.
 __device__ __forceinline__ void norm_by_block(const RmsNorm &a)
 {
-    __shared__ float sums[THREADS / WARP];
     long long head = blockIdx.x;
     if (head >= count_at(a.rows) * a.n_head)
         return;
-    const float *x = at<const float>(a.x) + head * a.n;
+    const float *x = at<float>(a.x) + head * a.n;
     float *out = at<float>(a.out) + head * a.n;
-    float mine = 0.0f;
+    float factor = norm_factor(squares_by_block(x, a.n), a.n, a.eps);
 #pragma unroll 8
     for (int i = threadIdx.x; i < a.n; i += THREADS)
-        mine = __fmaf_rn(x[i], x[i], mine);
-    mine = sum_lanes(mine);
-    if (lane_id() == 0)
-        sums[threadIdx.x / WARP] = mine;
-    __syncthreads();
-    float sum = 0.0f;
-#pragma unroll
-    for (int warp = 0; warp < THREADS / WARP; warp++)
-        sum += sums[warp];
-    float factor = norm_factor(sum, a.n, a.eps);
-#pragma unroll 8
-    for (int i = threadIdx.x; i < a.n; i += THREADS)
-        apply_norm(a, x, out, factor, i);
+        out[i] = normed(x[i], factor, a.weight, a.bias, i);
 }
 
-KERNEL(rms_norm, RmsNorm, THREADS)
+KERNEL(rms_norm, RmsNorm, NORM_THREADS)
 {
     if (a.n <= SHORT)
         norm_by_warp(a);

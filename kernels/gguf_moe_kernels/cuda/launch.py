@@ -46,17 +46,20 @@ def launch_of(name: str, arguments: np.ndarray, rows: int) -> Launch:
     """
     _, _, qtype = split_name(name)
     key = name.removesuffix(qtype) + "*" if qtype else name
-    return _RULES[key](_Numbers(arguments), max(rows, 1))
+    return _RULES[key](_Numbers(arguments, qtype), max(rows, 1))
 
 
 class _Numbers:
-    """The fields of a 0-d structured array as Python's numbers."""
+    """The fields of a 0-d structured array as Python's numbers, and a warp's rows of a weight."""
 
-    def __init__(self, arguments: np.ndarray):
+    def __init__(self, arguments: np.ndarray, qtype: str | None):
         self._arguments = arguments
+        self._qtype = qtype
+        self.warp_rows = FLOAT_ROWS if qtype in FLOATS else WEIGHT_ROWS
 
     def __getattr__(self, field: str) -> Any:
-        return self._arguments[field].item()
+        value = self._arguments[field]
+        return _Numbers(value, self._qtype) if value.dtype.names else value.item()
 
 
 def blocks(n: int, size: int) -> int:
@@ -64,10 +67,14 @@ def blocks(n: int, size: int) -> int:
     return max(-(-n // size), 1)
 
 
+SHORT = 512
+"""The number of norm.cuh: elements of a head that a warp takes by itself."""
+
+
 @rule("elementwise.rms_norm")
 def _rms_norm(a: Any, rows: int) -> Launch:
     heads = rows * a.n_head
-    return Launch((blocks(heads, 8) if a.n <= 512 else heads,), (256,))
+    return Launch((blocks(heads, 8) if a.n <= SHORT else heads,), (256,))
 
 
 @rule(
@@ -121,9 +128,30 @@ def _quantize_heads_256(a: Any, rows: int) -> Launch:
     return Launch((rows * a.n_head, blocks(a.n, 4 * 256)), (128,))
 
 
+@rule("fused.norm_quantize")
+def _norm_quantize(a: Any, rows: int) -> Launch:
+    return Launch((rows,), (256,), 4 * a.n)
+
+
+@rule("fused.join_norm_quantize")
+def _join_norm_quantize(a: Any, rows: int) -> Launch:
+    return _norm_quantize(a.norm, rows)
+
+
+@rule("fused.rope_store_f16", "fused.rope_store_f32")
+def _rope_store(a: Any, rows: int) -> Launch:
+    heads = a.n_head + a.n_head_kv + blocks(a.n_v, a.n_embd_head)
+    return Launch((rows, blocks(heads, 8)), (256,))
+
+
 @rule("moe.moe_topk")
 def _moe_topk(a: Any, rows: int) -> Launch:
-    return Launch((rows,), (32,), 4 * (2 * a.n_expert + a.n_group + a.k))
+    return Launch((rows,), (256,), 4 * (2 * a.n_expert + a.n_group + 2 * a.k))
+
+
+@rule("fused.choose_and_post")
+def _choose_and_post(a: Any, rows: int) -> Launch:
+    return _moe_topk(a.topk, 1)
 
 
 @rule("moe.expert_rows", "mailbox.mailbox_post")
@@ -141,7 +169,7 @@ def _shexp_gate(a: Any, rows: int) -> Launch:
     return Launch((rows,), (256,))
 
 
-SPLIT, HEADS, COLUMNS = 128, 8, 1024
+SPLIT, HEADS, FEW_HEADS, COLUMNS = 128, 8, 2, 1024
 """The numbers of attention.cu: positions of a split, heads of a block, columns of its sums."""
 
 
@@ -159,26 +187,54 @@ def attention_scores_stride(n_embd_head_v: int, n_splits: int) -> int:
     return 4 * (1 + n_splits * (n_embd_head_v + 2)) if n_splits > 1 else 0
 
 
+def _attention_of(a: Any, rows: int, n_heads: int) -> Launch:
+    n_splits = max(a.scores_stride // 4 - 1, 0) // (a.n_embd_head_v + 2) or 1
+    grid = (rows, a.n_head_kv * blocks(a.n_head // a.n_head_kv, n_heads), n_splits)
+    return Launch(grid, (256,), 4 * n_heads * (a.n_embd_head_k + SPLIT + COLUMNS + 4))
+
+
 @rule("attention.attention_f16", "attention.attention_f32")
 def _attention(a: Any, rows: int) -> Launch:
-    n_splits = max(a.scores_stride // 4 - 1, 0) // (a.n_embd_head_v + 2) or 1
-    grid = (rows, a.n_head_kv * blocks(a.n_head // a.n_head_kv, HEADS), n_splits)
-    return Launch(grid, (256,), 4 * (HEADS * (a.n_embd_head_k + SPLIT + COLUMNS) + 4 * HEADS))
+    return _attention_of(a, rows, HEADS)
+
+
+@rule("attention.attention_few_f16", "attention.attention_few_f32")
+def _attention_few(a: Any, rows: int) -> Launch:
+    return _attention_of(a, rows, FEW_HEADS)
+
+
+@rule("attention.attention_q8_k_f16", "attention.attention_q8_k_f32")
+def _attention_q8_k(a: Any, rows: int) -> Launch:
+    return _attention_of(a.attention, rows, FEW_HEADS)
 
 
 WARPS, WEIGHT_ROWS, TOKENS = 4, 4, 4
 """The numbers of matmul.cu: warps of a block, rows of the weight of a warp, rows of activations at a time."""
+FLOAT_ROWS, ROWS_OF_EACH = 1, 2
+"""Rows of a warp where the weights are floats, and of each where there are two weights."""
+FLOATS = ("f32", "f16", "bf16")
 
 
 @rule("matmul.matmul_*")
 def _matmul(a: Any, rows: int) -> Launch:
-    return Launch((blocks(a.n_out, WARPS * WEIGHT_ROWS), blocks(rows, TOKENS)), (32 * WARPS,))
+    return Launch((blocks(a.n_out, WARPS * a.warp_rows), blocks(rows, TOKENS)), (32 * WARPS,))
+
+
+@rule("matmul.matmul_3_*")
+def _matmul_3(a: Any, rows: int) -> Launch:
+    parts = [_matmul(part, rows) for part in (a.first, a.second, a.third) if part.n_out]
+    return Launch((sum(part.grid[0] for part in parts), parts[0].grid[1]), parts[0].block)
 
 
 @rule("matmul.matmul_id_*")
 def _matmul_id(a: Any, rows: int) -> Launch:
     """rows: places, of which each token has as many as it has experts."""
-    return Launch((blocks(a.n_out, WARPS * WEIGHT_ROWS), rows), (32 * WARPS,))
+    return Launch((blocks(a.n_out, WARPS * a.warp_rows), rows), (32 * WARPS,))
+
+
+@rule("matmul.matmul_id_swiglu_*")
+def _matmul_id_swiglu(a: Any, rows: int) -> Launch:
+    return Launch((blocks(a.gate.n_out, WARPS * ROWS_OF_EACH), rows), (32 * WARPS,))
 
 
 TILE_TOKENS, TILE_ROWS, TILE_SHARED = 64, 128, 64 << 10

@@ -3,22 +3,35 @@
 #include "blocks/qtype.cuh"
 #include "dot.cuh"
 
-constexpr int WARPS = 4, THREADS = WARPS * WARP, ROWS = 4, TOKENS = 4;
-
-// The first row of the weight that this warp takes.
-__device__ __forceinline__ long long first_row()
-{
-    return (blockIdx.x * static_cast<long long>(WARPS) + threadIdx.x / WARP) * ROWS;
-}
+// launch.py knows these. A row of floats is long, and there are few of them: a router's.
+constexpr int WARPS = 4, THREADS = WARPS * WARP, ROWS = Block::SIZE == 1 ? 1 : 4, TOKENS = 4;
 
 __device__ __forceinline__ int last_of(long long first, long long n, int most)
 {
     return static_cast<int>(min(n - first, static_cast<long long>(most))) - 1;
 }
 
-KERNEL(TYPED(matmul), Matmul, THREADS)
+// The first row of the weight that this warp of the block takes.
+__device__ __forceinline__ long long first_row(long long block)
 {
-    long long n_tokens = count_at(a.rows), row = first_row(), token = blockIdx.y * static_cast<long long>(TOKENS);
+    return (block * WARPS + threadIdx.x / WARP) * ROWS;
+}
+
+// Dense weights are there before the step: ask for a warp's rows while the kernel before this one still runs.
+__device__ __forceinline__ void prefetch_rows(const Matmul &a, long long row)
+{
+    constexpr int LINE = 128;
+    const unsigned char *weight = at<const unsigned char>(a.weight) + row * a.row_size;
+    long long size = min(a.n_out - row, static_cast<long long>(ROWS)) * a.row_size;
+    for (long long i = LINE * lane_id(); i < size; i += LINE * WARP)
+        prefetch(weight + i);
+}
+
+__device__ __forceinline__ void matmul_rows(const Matmul &a, long long row)
+{
+    prefetch_rows(a, row);
+    wait_for_earlier();
+    long long n_tokens = count_at(a.rows), token = blockIdx.y * static_cast<long long>(TOKENS);
     if (row >= a.n_out || token >= n_tokens)
         return;
     RowsAt x{at<const unsigned char>(a.x) + token * a.x_stride, a.x_stride, last_of(token, n_tokens, TOKENS)};
@@ -44,38 +57,104 @@ KERNEL(TYPED(matmul), Matmul, THREADS)
     }
 }
 
-// The number u of the used expert whose places first[u] .. first[u + 1] have this one, or -1 if there is none.
-__device__ __forceinline__ int used_expert(const MatmulId &a, int place)
+EARLY_KERNEL(TYPED(matmul), Matmul, THREADS)
+{
+    matmul_rows(a, first_row(blockIdx.x));
+}
+
+__device__ __forceinline__ long long n_blocks(const Matmul &a)
+{
+    return (a.n_out + WARPS * ROWS - 1) / (WARPS * ROWS);
+}
+
+// Two or three matmuls whose activations are there already; the third may have no rows.
+EARLY_KERNEL(TYPED(matmul_3), Matmul3, THREADS)
+{
+    long long block = blockIdx.x, n_first = n_blocks(a.first), n_both = n_first + n_blocks(a.second);
+    Matmul part = a.first;
+    if (block >= n_first) {
+        part = block < n_both ? a.second : a.third;
+        block -= block < n_both ? n_first : n_both;
+    }
+    matmul_rows(part, first_row(block));
+}
+
+// The number of the expert whose places have this one, or -1 if there is none.
+__device__ __forceinline__ int expert_of(const MatmulId &a, int place)
 {
     int n_used = count_at(a.n_used);
-    const int *first = at<const int>(a.first);
+    const int *first = at<const int>(a.first), *used = at<const int>(a.used);
     for (int start = 0; start < n_used; start += WARP) {
-        int u = start + lane_id();
-        bool is_it = u < n_used && first[u] <= place && place < first[u + 1];
+        int u = min(start + lane_id(), n_used - 1), expert = used[u];
+        bool is_it = first[u] <= place && place < first[u + 1];
         if (unsigned lanes = __ballot_sync(ALL_LANES, is_it))
-            return start + __ffs(lanes) - 1;
+            return __shfl_sync(ALL_LANES, expert, __ffs(lanes) - 1);
     }
     return -1;
+}
+
+__device__ __forceinline__ bool is_here(const MatmulId &a, int expert)
+{
+    return at<const long long>(a.weights)[expert] && at<const long long>(a.tiles)[expert] == GGML_TYPE;
+}
+
+__device__ __forceinline__ RowsAt rows_of(const MatmulId &a, int expert, long long row, int most)
+{
+    long long row_size = at<const long long>(a.row_sizes)[expert];
+    auto weight = at<const unsigned char>(at<const long long>(a.weights)[expert]);
+    return {weight + row * row_size, row_size, last_of(row, a.n_out, most)};
+}
+
+__device__ __forceinline__ RowsAt activations_of(const MatmulId &a, int expert, long long place)
+{
+    long long row = a.x_index ? at<const int>(a.x_index)[place] : place;
+    long long stride = at<const long long>(a.x_stride)[expert];
+    return {at<const unsigned char>(at<const long long>(a.x)[expert]) + row * stride, stride, 0};
 }
 
 // A block has one place. Experts of another type, and those that are not on this device, are left out.
 KERNEL(TYPED(matmul_id), MatmulId, THREADS)
 {
-    long long row = first_row(), place = blockIdx.y;
-    int u = used_expert(a, place);
-    if (u < 0 || row >= a.n_out)
+    long long row = first_row(blockIdx.x), place = blockIdx.y;
+    int expert = expert_of(a, place);
+    if (expert < 0 || row >= a.n_out || !is_here(a, expert))
         return;
-    int expert = at<const int>(a.used)[u];
-    long long weights = at<const long long>(a.weights)[expert];
-    if (!weights || at<const long long>(a.tiles)[expert] != GGML_TYPE)
-        return;
-    long long row_size = at<const long long>(a.row_sizes)[expert], x_stride = at<const long long>(a.x_stride)[expert];
-    long long x_row = a.x_index ? at<const int>(a.x_index)[place] : place;
-    RowsAt x{at<const unsigned char>(at<const long long>(a.x)[expert]) + x_row * x_stride, x_stride, 0};
-    RowsAt weight{at<const unsigned char>(weights) + row * row_size, row_size, last_of(row, a.n_out, ROWS)};
+    RowsAt weight = rows_of(a, expert, row, ROWS);
     auto store = [&](int r, int, float value) {
         if (r <= weight.last)
             at<float>(a.out)[place * a.n_out + row + r] = value;
     };
-    dot_rows<Block, ROWS, 1, WARPS>(weight, x, a.n_in, store);
+    dot_rows<Block, ROWS, 1, WARPS>(weight, activations_of(a, expert, place), a.n_in, store);
+}
+
+// launch.py knows this one too.
+constexpr int ROWS_OF_EACH = 2;
+
+// Rows of two weights: ROWS_OF_EACH of `gate`, then as many of `up`.
+struct GateAndUp
+{
+    RowsAt gate, up;
+
+    __device__ __forceinline__ const unsigned char *row(int r) const
+    {
+        return r < ROWS_OF_EACH ? gate.row(r) : up.row(r - ROWS_OF_EACH);
+    }
+};
+
+// matmul_id of two weights with the same activations, and SWIGLU of what they give.
+KERNEL(TYPED(matmul_id_swiglu), MatmulIdSwiglu, THREADS)
+{
+    __shared__ float all_values[WARPS][2 * ROWS_OF_EACH];
+    float *values = all_values[threadIdx.x / WARP];
+    long long row = first_row(blockIdx.x) / ROWS * ROWS_OF_EACH, place = blockIdx.y;
+    int expert = expert_of(a.gate, place);
+    if (expert < 0 || row >= a.gate.n_out || !is_here(a.gate, expert))
+        return;
+    GateAndUp weight{rows_of(a.gate, expert, row, ROWS_OF_EACH), rows_of(a.up, expert, row, ROWS_OF_EACH)};
+    auto store = [&](int r, int, float value) { values[r] = value; };
+    dot_rows<Block, 2 * ROWS_OF_EACH, 1, WARPS>(weight, activations_of(a.gate, expert, place), a.gate.n_in, store);
+    __syncwarp();
+    int r = lane_id();
+    if (r <= weight.gate.last)
+        at<float>(a.gate.out)[place * a.gate.n_out + row + r] = silu(values[r]) * values[ROWS_OF_EACH + r];
 }

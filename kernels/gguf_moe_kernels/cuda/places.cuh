@@ -11,6 +11,11 @@ struct Places {
     int *place; // of a token's j-th choice; -1 where the expert is left out
 };
 
+__device__ __forceinline__ Places places_of(const ExpertRows &a)
+{
+    return {at<int>(a.used), at<long long>(a.n_used), at<int>(a.first), at<int>(a.token), at<int>(a.place)};
+}
+
 // At most PLACES_THREADS choices, one a thread. is_in(expert) says which experts take part; every thread comes
 // back with the number of their places.
 template <typename IsIn>

@@ -14,7 +14,6 @@ struct RowsAt
     }
 };
 
-using WeightRows = RowsAt;
 using TokenRows = RowsAt;
 
 // 16 int8 activations.

@@ -100,9 +100,20 @@ def _expand(path: str, qtype: str | None, replaced: Mapping[str, str], seen: set
 
 def _struct(name: str, dtype: np.dtype) -> str:
     assert dtype.fields is not None
-    camel = "".join(part.capitalize() for part in name.split("_"))
-    fields = " ".join(f"{_C_TYPES[kind[0].str]} {field};" for field, kind in dtype.fields.items())
-    return f"struct {camel} {{ {fields} }};"
+    fields = " ".join(f"{_c_type(kind[0])} {field};" for field, kind in dtype.fields.items())
+    return f"struct {_camel(name)} {{ {fields} }};"
+
+
+def _c_type(dtype: np.dtype) -> str:
+    """A number's type, or the name of the struct that a field is."""
+    if dtype.fields is None:
+        return _C_TYPES[dtype.str]
+    known = ((name, value) for name, value in vars(structs).items() if isinstance(value, np.dtype))
+    return next(_camel(name) for name, value in known if value == dtype)
+
+
+def _camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
 
 
 def _constant(name: str, value: np.float32) -> str:

@@ -34,6 +34,24 @@ def _address(array):
     return array.__array_interface__["data"][0]
 
 
+def _fields(struct, arguments, before=""):
+    """(path, value) of each field; fields that are structs themselves are given as dicts."""
+    if missing := set(struct.names) - set(arguments):
+        raise TypeError(f"{before or 'the kernel'} needs {sorted(missing)}")
+    for name, value in arguments.items():
+        if isinstance(value, dict):
+            yield from _fields(struct.fields[name][0], value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def _put(packed, path, value):
+    *outer, last = path.split(".")
+    for name in outer:
+        packed = packed[name]
+    packed[last] = value
+
+
 class Emulator:
     def __init__(self, folder):
         self._library = emulated.EmulatedLibrary(folder)
@@ -48,7 +66,7 @@ class Emulator:
     def run(self, name, launch, packed, arrays):
         """Call a kernel whose fields `arrays` are numpy arrays."""
         for field, array in arrays.items():
-            packed[field] = _address(array)
+            _put(packed, field, _address(array))
         self.launch(name, launch, packed)
 
 
@@ -68,7 +86,7 @@ class Device:
         for array in arrays.values():
             copies.setdefault(_address(array), self._cupy.asarray(array))
         for field, array in arrays.items():
-            packed[field] = copies[_address(array)].data.ptr
+            _put(packed, field, copies[_address(array)].data.ptr)
         stream = self._cupy.cuda.Stream(non_blocking=True)
         self._cupy.cuda.Device().synchronize()
         self._library.kernel(name).launch(stream, launch.grid, launch.block, launch.shared, packed)
@@ -98,15 +116,13 @@ def call(device):
 
     def run(name, struct, *, launch=None, largest_rows=None, **arguments):
         packed, arrays = np.zeros((), struct), {}
-        if missing := set(struct.names) - set(arguments):
-            raise TypeError(f"{name} needs {sorted(missing)}")
-        for field, value in arguments.items():
-            if field in COUNTS and not isinstance(value, np.ndarray):
+        for field, value in _fields(struct, arguments):
+            if field.rpartition(".")[2] in COUNTS and not isinstance(value, np.ndarray):
                 value = np.array([value], np.int64)
             if isinstance(value, np.ndarray):
                 arrays[field] = value
             else:
-                packed[field] = value
+                _put(packed, field, value)
         rows = largest_rows or arguments.get("rows", 1)
         device.run(name, launch or launch_of(name, packed, rows), packed, arrays)
 

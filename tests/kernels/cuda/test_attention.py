@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from gguf_moe_kernels import structs
+from gguf_moe_kernels.activations import ActivationFormat
 from gguf_moe_kernels.cuda.launch import attention_scores_stride, attention_splits
-from gguf_moe_kernels.ref import ops
+from gguf_moe_kernels.ref import activations, ops
 
 N_CTX = 320
 
@@ -16,13 +17,13 @@ def normal(rng, *shape):
 
 @pytest.fixture
 def attend(call):
-    def run(q, k, v, *, n_head, n_head_kv, n_past, n_swa=0, sinks=None, scale=0.2, n_splits=1):
+    def run(q, k, v, *, n_head, n_head_kv, n_past, n_swa=0, sinks=None, scale=0.2, n_splits=1, few=""):
         rows, d_k, d_v = len(q), q.shape[1] // n_head, v.shape[1] // n_head_kv
         stride = attention_scores_stride(d_v, n_splits)
         scratch = np.zeros(max(rows * n_head * stride // 4, 1), np.float32)
         out = np.zeros((rows, n_head * d_v), np.float32)
         sizes = {"n_head": n_head, "n_head_kv": n_head_kv, "n_embd_head_k": d_k, "n_embd_head_v": d_v}
-        name = f"attention.attention_{'f16' if k.dtype == np.float16 else 'f32'}"
+        name = f"attention.attention_{few}{'f16' if k.dtype == np.float16 else 'f32'}"
         options = {"n_swa": n_swa, "sinks": 0 if sinks is None else sinks, "scale": scale}
         for _ in range(2):  # the counters are back at 0 after the first
             out[:] = 0
@@ -57,7 +58,7 @@ def test_attention(
     error = ((walked - expected).astype(float) ** 2).sum() / (expected.astype(float) ** 2).sum()
     assert error < 1e-11
     assert_same_bits(attend(q, k, v, n_splits=attention_splits(N_CTX, n_swa), **options), walked)
-    alone = attend(q[1:], k, v, **options | {"n_past": n_past + 1})
+    alone = attend(q[1:], k, v, few="few_", **options | {"n_past": n_past + 1})
     assert_same_bits(alone, walked[1:])
 
 
@@ -68,3 +69,26 @@ def test_nan_is_not_lost(rng, attend):
         out = attend(q, k, v, n_head=2, n_head_kv=2, n_past=299, n_splits=n_splits)
         assert np.isnan(out[0, :8]).all()
         assert np.isfinite(out[0, 8:]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["f16", "f32"])
+@pytest.mark.parametrize(("d", "n_past"), [(128, 300), (256, 100)])
+def test_attention_in_int8(rng, call, attend, assert_same_bits, dtype, d, n_past):
+    n_head, n_head_kv, activation = 8, 2, ActivationFormat.Q8_K
+    q = normal(rng, 1, n_head * d)
+    k, v = (normal(rng, N_CTX, n_head_kv * d).astype(dtype) for _ in "kv")
+    expected = attend(q, k, v, n_head=n_head, n_head_kv=n_head_kv, n_past=n_past)
+    stride = attention_scores_stride(d, attention_splits(N_CTX, 0))
+    out = np.zeros((1, n_head * d), np.float32)
+    rows = np.zeros((1, activation.row_size(n_head * d)), np.uint8)
+    sizes = {"n_head": n_head, "n_head_kv": n_head_kv, "n_embd_head_k": d, "n_embd_head_v": d, "n_swa": 0}
+    arrays = {"q": q, "k": k, "v": v, "out": out, "scores": np.zeros(n_head * stride // 4, np.float32)}
+    options = {"sinks": 0, "scale": 0.2, "scores_stride": stride, "n_past": n_past, "cells": 0, "rows": 1}
+    call(
+        f"attention.attention_q8_k_{'f16' if dtype == np.float16 else 'f32'}",
+        structs.ATTENTION_QUANTIZE,
+        attention=arrays | sizes | options,
+        quantize={"x": out, "n": n_head * d, "out": rows, "out_stride": rows.shape[1], "rows": 1},
+    )
+    assert_same_bits(out, expected)
+    assert_same_bits(rows, activations.quantize(activation, expected))

@@ -34,6 +34,25 @@ __device__ __forceinline__ void load_words(const unsigned char *bytes, unsigned 
 #pragma unroll
         for (int i = 0; i < N; i++)
             words[i] = __ldg(reinterpret_cast<const unsigned *>(bytes) + i);
+    } else if constexpr (N % 4 == 0) {
+        // Whole vectors, and what is beyond taken off by halves: many small loads would keep the load unit busy.
+        int beyond = reinterpret_cast<unsigned long long>(bytes) % 16;
+        const uint4 *whole = reinterpret_cast<const uint4 *>(bytes - beyond);
+        unsigned loaded[N + 4];
+#pragma unroll
+        for (int i = 0; i <= N; i += 4) {
+            uint4 four = __ldg(whole + (i < N || beyond ? i / 4 : N / 4 - 1));
+            loaded[i] = four.x, loaded[i + 1] = four.y, loaded[i + 2] = four.z, loaded[i + 3] = four.w;
+        }
+#pragma unroll
+        for (int i = 0; i < N + 2; i++)
+            loaded[i] = beyond & 8 ? loaded[i + 2] : loaded[i];
+#pragma unroll
+        for (int i = 0; i < N + 1; i++)
+            loaded[i] = beyond & 4 ? loaded[i + 1] : loaded[i];
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            words[i] = __funnelshift_r(loaded[i], loaded[i + 1], 8 * (beyond % 4));
     } else {
         int beyond = reinterpret_cast<unsigned long long>(bytes) % 4;
         const unsigned *whole = reinterpret_cast<const unsigned *>(bytes - beyond);

@@ -1,0 +1,138 @@
+// Several ops of one row in one launch, with the bits of the kernels that they stand for: see fuse.py of the runtime.
+#include "meeting.cuh"
+#include "norm.cuh"
+#include "quantize.cuh"
+#include "topk.cuh"
+
+constexpr int THREADS = NORM_THREADS, WARPS = THREADS / WARP;
+
+// A row of n values, by a block, in every format that is asked for.
+__device__ __forceinline__ void quantize_row(const NormQuantize &a, const float *x, long long row)
+{
+    int warp = threadIdx.x / WARP;
+    if (a.q8_k)
+        for (int ib = warp; ib < a.n / 256; ib += WARPS)
+            quantize_256(x, a.n, ib, at<unsigned char>(a.q8_k) + row * a.q8_k_stride);
+    if (a.q8_0)
+        for (int ib = warp; ib < a.n / 32; ib += WARPS)
+            quantize_32<false>(x, a.n, ib, at<unsigned char>(a.q8_0) + row * a.q8_0_stride);
+    if (a.q8_1)
+        for (int ib = warp; ib < a.n / 32; ib += WARPS)
+            quantize_32<true>(x, a.n, ib, at<unsigned char>(a.q8_1) + row * a.q8_1_stride);
+}
+
+// The norm of x, which may be in shared memory, by a block. Shared: what it gives, float32 [n].
+__device__ __forceinline__ void norm_and_quantize(const NormQuantize &a, const float *x, long long row)
+{
+    float *kept = reinterpret_cast<float *>(dynamic_shared), *out = at<float>(a.out) + row * a.n;
+    float sum = a.n <= SHORT ? squares_by_warp(x, a.n) : squares_by_block(x, a.n);
+    float factor = norm_factor(sum, a.n, a.eps);
+    __syncthreads(); // all have read x, which may be `kept`
+#pragma unroll 8
+    for (int i = threadIdx.x; i < a.n; i += THREADS)
+        out[i] = kept[i] = normed(x[i], factor, a.weight, a.bias, i);
+    __syncthreads();
+    quantize_row(a, kept, row);
+}
+
+// One block a row.
+KERNEL(norm_quantize, NormQuantize, THREADS)
+{
+    long long row = blockIdx.x;
+    if (row < count_at(a.rows))
+        norm_and_quantize(a, at<const float>(a.x) + row * a.n, row);
+}
+
+// One block a row. Leaves all as it is if the step is given up.
+KERNEL(join_norm_quantize, JoinNormQuantize, THREADS)
+{
+    long long row = blockIdx.x;
+    if (!may_join(a.join) || row >= count_at(a.join.rows))
+        return;
+    float *kept = reinterpret_cast<float *>(dynamic_shared), *out = at<float>(a.join.out) + row * a.join.n;
+    for (int i = threadIdx.x; i < a.join.n; i += THREADS)
+        out[i] = kept[i] = join_element(a.join, row, i);
+    __syncthreads();
+    norm_and_quantize(a.norm, kept, row);
+}
+
+// One block: the choice for one token, its experts' places, and what the CPU is to do.
+KERNEL(choose_and_post, ChooseAndPost, THREADS)
+{
+    if (count_at(a.topk.rows)) {
+        choose_experts(a.topk, 0);
+        __syncthreads();
+    }
+    const ExpertRows &places = a.places;
+    rank_few(places_of(places), at<const int>(places.ids), count_at(places.rows) * places.k, places.k, [](int) { return true; });
+    post_missing(a.post);
+}
+
+struct F16 {
+    using Element = unsigned short;
+    static __device__ __forceinline__ unsigned short of(float x) { return f32_to_f16(x); }
+};
+
+struct F32 {
+    using Element = float;
+    static __device__ __forceinline__ float of(float x) { return x; }
+};
+
+// A head, norm and rotation done, in shared memory; by one warp.
+__device__ __forceinline__ void place_head(
+    const RopeStore &a, const float *x, long long weight, long long row, float *head)
+{
+    int lane = lane_id(), n_pairs = a.n_rot / 2;
+    float factor = weight ? norm_factor(squares_by_warp(x, a.n_embd_head), a.n_embd_head, a.eps) : 1.0f;
+    for (int i = lane; i < a.n_embd_head; i += WARP)
+        head[i] = weight ? normed(x[i], factor, weight, 0, i) : x[i];
+    __syncwarp();
+    for (int i = lane; i < n_pairs; i += WARP) {
+        float *pair = head + (a.pair_stride == 1 ? 2 * i : i);
+        float c = at<const float>(a.cos)[row * n_pairs + i], s = at<const float>(a.sin)[row * n_pairs + i];
+        float x0 = pair[0], x1 = pair[a.pair_stride];
+        pair[0] = __fmaf_rn(x0, c, -(x1 * s));
+        pair[a.pair_stride] = __fmaf_rn(x0, s, x1 * c);
+    }
+    __syncwarp();
+}
+
+// A warp takes a head of q, or one of k, or as many elements of v.
+template <typename Cache>
+__device__ __forceinline__ void rope_store(const RopeStore &a)
+{
+    using Element = typename Cache::Element;
+    __shared__ float heads[WARPS][SHORT];
+    long long row = blockIdx.x, number = blockIdx.y * static_cast<long long>(WARPS) + threadIdx.x / WARP;
+    if (row >= count_at(a.rows))
+        return;
+    float *head = heads[threadIdx.x / WARP];
+    long long d = a.n_embd_head, n_k = a.n_head_kv * d, position = count_at(a.n_past) + row;
+    if (number < a.n_head) {
+        float *q = at<float>(a.q) + (row * a.n_head + number) * d;
+        place_head(a, q, a.q_norm, row, head);
+        for (int i = lane_id(); i < d; i += WARP)
+            q[i] = head[i];
+        return;
+    }
+    long long first = (number - a.n_head) * d;
+    if (first < n_k) {
+        place_head(a, at<const float>(a.k) + row * n_k + first, a.k_norm, row, head);
+        for (int i = lane_id(); i < d; i += WARP)
+            at<Element>(a.cache_k)[position * n_k + first + i] = Cache::of(head[i]);
+        return;
+    }
+    first -= n_k;
+    for (long long i = first + lane_id(); i < min(first + d, a.n_v); i += WARP)
+        at<Element>(a.cache_v)[position * a.n_v + i] = Cache::of(at<const float>(a.v)[row * a.n_v + i]);
+}
+
+KERNEL(rope_store_f16, RopeStore, THREADS)
+{
+    rope_store<F16>(a);
+}
+
+KERNEL(rope_store_f32, RopeStore, THREADS)
+{
+    rope_store<F32>(a);
+}

@@ -1,0 +1,121 @@
+// The meeting of GPU and CPU in a layer: the GPU posts the experts that it lacks, the CPU answers with their
+// outputs. Both write to main memory that is mapped into the GPU's addresses. See structs.MAILBOX_POST.
+#include "places.cuh"
+
+__device__ __forceinline__ void copy_row(const long long from, const long long to, long long size)
+{
+    const uint4 *source = at<const uint4>(from);
+    uint4 *target = at<uint4>(to);
+    for (long long i = threadIdx.x; i < size / 16; i += PLACES_THREADS)
+        target[i] = source[i];
+}
+
+// By one block. The sequence number is written last: whoever reads it finds all the rest.
+__device__ __forceinline__ void post_missing(const MailboxPost &a)
+{
+    if (count_at(a.aborted))
+        return;
+    const int *ids = at<const int>(a.ids);
+    const long long *weights = at<const long long>(a.weights);
+    long long rows = count_at(a.rows);
+    int n = rows * a.k, t = threadIdx.x;
+    Places places{at<int>(a.used), at<long long>(a.n_used), at<int>(a.first), at<int>(a.x_index), at<int>(a.missing_place)};
+    int n_missing = rank_few(places, ids, n, a.k, [weights](int expert) { return weights[expert] == 0; });
+    if (t < n) {
+        at<int>(a.all_ids)[t] = ids[t];
+        at<int>(a.place)[t] = at<int>(a.missing_place)[t];
+    }
+    if (t == 0)
+        *at<long long>(a.n_missing) = n_missing;
+    if (n_missing) {
+        copy_row(a.x, a.x_out, a.x_size * rows);
+        if (a.x_2)
+            copy_row(a.x_2, a.x_2_out, a.x_2_size * rows);
+    }
+    // What the other threads wrote is before thread 0's release, because of the barrier.
+    __syncthreads();
+    if (t == 0)
+        store_release_system(at<long long>(a.sequence), count_at(a.step));
+}
+
+// What the waiting thread tells the other blocks, in `ready`.
+constexpr long long GIVEN_UP = -1;
+
+// Wait for the answer. False if the step is to be left: somebody has set the abort word, or the heartbeat
+// stood still for too long, and then it is set here.
+__device__ __forceinline__ bool wait_for_answer(const MoeJoin &a, long long step)
+{
+    // Each look is a read over the bus, so the rarer news are looked for more rarely.
+    constexpr int LOOKS = 16;
+    long long heartbeat = load_acquire_system(at<const long long>(a.heartbeat));
+    const long long start = nanoseconds();
+    long long since = start;
+    for (int look = 1;; look++) {
+        if (load_acquire_system(at<const long long>(a.answer)) >= step) {
+            *at<long long>(a.waited) += nanoseconds() - start;
+            return true;
+        }
+        if (look % LOOKS == 0) {
+            if (load_acquire_system(at<const long long>(a.abort)))
+                return false;
+            long long beat = load_acquire_system(at<const long long>(a.heartbeat)), now = nanoseconds();
+            if (beat != heartbeat)
+                heartbeat = beat, since = now;
+            else if (now - since > a.limit) {
+                store_release_system(at<long long>(a.abort), 1);
+                return false;
+            }
+        }
+        sleep_nanoseconds(100);
+    }
+}
+
+// True when the CPU's rows may be read. Thread 0 of block 0 looks at main memory; the others wait for it.
+__device__ __forceinline__ bool meet_cpu(const MoeJoin &a)
+{
+    __shared__ bool has_answer;
+    long long step = count_at(a.step);
+    long long *ready = at<long long>(a.ready);
+    if (threadIdx.x == 0) {
+        if (blockIdx.x == 0 && blockIdx.y == 0) {
+            has_answer = wait_for_answer(a, step);
+            if (!has_answer)
+                *at<long long>(a.aborted) = 1;
+            __threadfence();
+            store_release_system(ready, has_answer ? step : GIVEN_UP);
+        } else {
+            long long seen;
+            while ((seen = load_acquire_system(ready)) != step && seen != GIVEN_UP)
+                sleep_nanoseconds(100);
+            has_answer = seen == step;
+        }
+        __threadfence_system();
+    }
+    __syncthreads();
+    return has_answer;
+}
+
+// Whether the sum may be made: false if the step is given up.
+__device__ __forceinline__ bool may_join(const MoeJoin &a)
+{
+    return !count_at(a.aborted) && (!count_at(a.n_missing) || meet_cpu(a));
+}
+
+// MOE_SUM's element i of a row, whose addends lie on either side.
+__device__ __forceinline__ float join_element(const MoeJoin &a, long long row, long long i)
+{
+    float sum = 0.0f;
+#pragma unroll 8
+    for (long long j = row * a.k; j < (row + 1) * a.k; j++) {
+        int missing = at<const int>(a.missing_place)[j];
+        // Volatile: an older answer may still be in a cache.
+        float x = missing < 0 ? at<const float>(a.x)[at<const int>(a.place)[j] * a.n + i]
+                              : at<const volatile float>(a.x_missing)[missing * a.n + i];
+        sum = __fmaf_rn(at<const float>(a.weights)[j], x, sum);
+    }
+    if (a.shared)
+        sum += at<const float>(a.shared)[row * a.n + i];
+    if (a.residual)
+        sum += at<const float>(a.residual)[row * a.n + i];
+    return sum;
+}
