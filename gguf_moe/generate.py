@@ -30,7 +30,7 @@ class Result:
     text: str = ""
     finish_reason: str | None = None
     n_reused: int = 0
-    """Prompt tokens whose keys and values were still in the cache."""
+    """Prompt tokens that the context still held."""
     prompt_s: float = 0.0
     decode_s: float = 0.0
     first_token_s: float = 0.0
@@ -59,8 +59,7 @@ def decode_loop(
     """Fill in `result` token by token. The prompt must fit into the context, with room for one token."""
     start = time.perf_counter()
     prompt = result.prompt_token_ids
-    result.n_reused = _common_prefix(context.tokens, prompt)
-    context.truncate(result.n_reused)
+    result.n_reused = context.truncate(_common_prefix(context.tokens, prompt))
     logits = context.extend(prompt[result.n_reused :], 1, progress)[0]
     result.prompt_s = time.perf_counter() - start
 

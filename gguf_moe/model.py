@@ -96,7 +96,9 @@ class Model:
         self.chat_template: ChatTemplate | None = find_chat_template(self.metadata, self.tokenizer)
         weights = load_weights(self._checkpoint, self.arch, self.hparams)
         self.kv_kind = placement.kv_kind(options.kv_type, weights)
-        device = gpu_placement.open_device(options.device, weights, options.cache_dir)
+        device = gpu_placement.open_device(
+            options.device, self.arch, self.hparams, weights, options.cache_dir
+        )
         budget = GpuBudget(device, options.vram) if device else None
         if budget:
             self.n_ctx = budget.n_ctx(self.hparams, self.kv_kind, options.n_ctx)

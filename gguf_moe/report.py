@@ -25,6 +25,7 @@ REPORT_CONTEXT = 4096
 _ROLES = (
     (r"token_embd|output\.weight|output_norm", "embeddings and output"),
     (r"blk\.\d+\.attn", "attention"),
+    (r"blk\.\d+\.ssm", "recurrent layers"),
     (r"blk\.\d+\.ffn_(gate|up|down|gate_up)(_exps|\.\d+)\.", "experts"),
     (r"blk\.\d+\.ffn_\w*shexp", "shared experts"),
     (r"blk\.\d+\.(ffn_gate_inp|exp_probs_b)", "routers"),

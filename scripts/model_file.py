@@ -49,10 +49,11 @@ def copy_keys(
             writer.add_key_value(key, field.contents(), field.types[0], field.types[-1] if is_array else None)
 
 
-def add_key(writer: GGUFWriter, key: str, value: int | float | bool | str | list[int]) -> None:
-    """A key whose type follows from the value; a list is one of bools."""
+def add_key(writer: GGUFWriter, key: str, value: int | float | bool | str | list[int] | list[bool]) -> None:
+    """A key whose type follows from the value; a list is one of bools or of int32."""
     if isinstance(value, list):
-        writer.add_key_value(key, [bool(v) for v in value], GGUFValueType.ARRAY, GGUFValueType.BOOL)
+        element = GGUFValueType.BOOL if isinstance(value[0], bool) else GGUFValueType.INT32
+        writer.add_key_value(key, value, GGUFValueType.ARRAY, element)
     else:
         types: dict[type, GGUFValueType] = {
             bool: GGUFValueType.BOOL,

@@ -21,9 +21,12 @@ from tiny_table import COMMON, N_LAYER, TINY
 
 from gguf_moe.arch import ARCHS
 from gguf_moe.arch.base import Shape
+from gguf_moe.arch.ssm import Ssm
 from gguf_moe.text.bpe import byte_level_alphabet
 
 Q4_0, Q5_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q5_1", "Q8_0"))
+F32_PARTS = ("ffn_gate_inp", "bias", "ssm_conv1d")
+"""Tensors with one of these in their names are F32 in all files."""
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>")
 MERGES = (
     "Ġ Ġ", "ĠĠ ĠĠ", "Ċ Ċ", "ĊĊ Ċ", "ĉ Ċ", "Ċ Ġ", "3 3", "33 3", "333 33", "' l", "'l l", "' m", "' t", "h e",
@@ -52,7 +55,7 @@ def write_tiny(arch: str, path: Path, *, quantized: bool = False) -> Path:
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     for name, shape in tensors.items():
         data, qtype = _random(arch, name, shape, tiny.output_gain if name == head else None), None
-        if len(shape) > 1 and "ffn_gate_inp" not in name and "bias" not in name:  # these are F32 in all files
+        if len(shape) > 1 and not any(part in name for part in F32_PARTS):
             rows, qtype = _quantized(name, data, tiny.expert_type)
             data = rows if quantized else dequantize(rows, qtype)
         writer.add_tensor(name, data, raw_dtype=qtype if quantized else None)
@@ -89,7 +92,7 @@ def _tensors(arch: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple
     yield from chosen("", table.tensors)
     for il in range(N_LAYER + tiny.n_nextn):
         blk = f"blk.{il}."
-        attention = dict(table.block_tensors)
+        attention = dict(table.recurrent_tensors if il in tiny.recurrent else table.block_tensors)
         if tiny.fused_qkv:
             del attention["attn_q.weight"], attention["attn_k.weight"], attention["attn_v.weight"]
             n_qkv = sizes["n_embd_q"] + sizes["n_embd_k_gqa"] + sizes["n_embd_v_gqa"]
@@ -121,6 +124,7 @@ def _sizes(arch: str, keys: Mapping[str, Any], n_vocab: int) -> dict[str, int]:
         "n_embd": n_embd,
         "n_head": n_head,
         "n_embd_q": n_head * n_embd_head,
+        "n_embd_q_gate": 2 * n_head * n_embd_head,
         "n_embd_out": n_head * n_embd_head,
         "n_embd_k_gqa": n_embd_gqa,
         "n_embd_v_gqa": n_embd_gqa,
@@ -130,7 +134,23 @@ def _sizes(arch: str, keys: Mapping[str, Any], n_vocab: int) -> dict[str, int]:
         "n_ff_exp": keys.get("expert_feed_forward_length", keys["feed_forward_length"]),
         "n_ff_shexp": TINY[arch].shared,
         "n_expert": keys["expert_count"],
+        **_ssm_sizes(keys),
     }
+
+
+def _ssm_sizes(keys: Mapping[str, Any]) -> dict[str, int]:
+    """Those of recurrent layers, if there are some."""
+    if "ssm.state_size" not in keys:
+        return {}
+    ssm = Ssm(
+        d_conv=keys["ssm.conv_kernel"],
+        d_inner=keys["ssm.inner_size"],
+        d_state=keys["ssm.state_size"],
+        dt_rank=keys["ssm.time_step_rank"],
+        n_group=keys["ssm.group_count"],
+    )
+    names = ("d_conv", "d_inner", "d_state", "dt_rank", "n_qkv", "n_qkvz", "n_ba")
+    return {f"ssm.{name}": getattr(ssm, name) for name in names}
 
 
 def _random(arch: str, name: str, shape: tuple[int, ...], gain: float | None) -> np.ndarray:
@@ -147,6 +167,10 @@ def _random(arch: str, name: str, shape: tuple[int, ...], gain: float | None) ->
         return np.float32(1.0) + np.float32(0.25) * uniform
     if name.startswith("rope_"):
         return np.float32(2.0) + uniform * np.float32(0.75)
+    if name.endswith("ssm_a"):  # with ssm_dt: a state lasts for some ten tokens
+        return np.float32(-1.0) + uniform * np.float32(0.75)
+    if name.endswith("ssm_dt.bias"):
+        return np.float32(-2.0) + uniform
     if "attn_sinks" in name:
         return uniform * np.float32(3.0)
     if name.endswith("_exps.bias"):

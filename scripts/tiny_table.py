@@ -16,11 +16,13 @@ class Tiny:
 
     pre: str
     """The name of its pre-tokenizer; "" for a SentencePiece vocabulary."""
-    keys: Mapping[str, int | float | bool | str | list[int]] = field(default_factory=dict)
+    keys: Mapping[str, int | float | bool | str | list[int] | list[bool]] = field(default_factory=dict)
     """Keys of the architecture, without its name."""
     optional: tuple[str, ...] = ()
     """Which of the tensors that files may leave out it has."""
     fused_qkv: bool = False
+    recurrent: tuple[int, ...] = ()
+    """The layers that are no attention; the keys say the same."""
     n_dense: int = 0
     """So many blocks at the beginning are dense."""
     n_nextn: int = 0
@@ -47,6 +49,13 @@ N_LAYER = 3
 QKV_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
 WIDE_HEADS = {"attention.key_length": 32, "attention.value_length": 32}
 SIGMOID = {"expert_gating_func": 2}
+DELTA_NET = {
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 16,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 4,
+    "ssm.inner_size": 64,
+}
 
 TINY: dict[str, Tiny] = {
     "llama": Tiny("", {"expert_used_count": 2}, ("output.weight", "rope_freqs.weight")),
@@ -198,12 +207,42 @@ TINY: dict[str, Tiny] = {
         {
             "expert_feed_forward_length": 32,
             "attention.sliding_window": 24,
-            "attention.sliding_window_pattern": [1, 0, 1],
+            "attention.sliding_window_pattern": [True, False, True],
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": 4.0,
             "rope.scaling.original_context_length": 128,
             **WIDE_HEADS,
         },
         ("output.weight",),
+    ),
+    "qwen3next": Tiny(
+        "qwen2",
+        {
+            "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 64,
+            "full_attention_interval": 2,
+            "rope.dimension_count": 8,
+            **DELTA_NET,
+            **WIDE_HEADS,
+        },
+        ("output.weight",),
+        recurrent=(0, 2),
+        n_nextn=1,
+        shared=64,
+    ),
+    "qwen35moe": Tiny(
+        "qwen35",
+        {
+            "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 64,
+            "attention.recurrent_layers": [True, False, True, False],
+            "rope.dimension_count": 16,
+            "rope.dimension_sections": [3, 2, 2, 1],
+            **DELTA_NET,
+            **WIDE_HEADS,
+        },
+        recurrent=(0, 2),
+        n_nextn=1,
+        shared=64,
     ),
 }

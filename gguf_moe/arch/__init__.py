@@ -21,6 +21,8 @@ from gguf_moe.arch import (
     phimoe,
     qwen2moe,
     qwen3moe,
+    qwen3next,
+    qwen35moe,
 )
 from gguf_moe.arch.base import Arch
 from gguf_moe.checkpoint.foreign import shown
@@ -44,6 +46,8 @@ _MODULES = (
     phimoe,
     qwen2moe,
     qwen3moe,
+    qwen35moe,
+    qwen3next,
 )
 ARCHS: dict[str, Arch] = {module.ARCH.name: module.ARCH for module in _MODULES}
 

@@ -16,6 +16,9 @@ class RopeStyle(enum.Enum):
     """Neighbours: 2i and 2i + 1."""
     NEOX = "neox"
     """Halves: i and i + n_rot / 2."""
+    IMROPE = "imrope"
+    """Halves, each pair by one of four coordinates (llama.cpp: interleaved M-RoPE). Of text three of them are
+    the position, and the fourth is 0."""
 
 
 class GatedUnit(enum.Enum):
@@ -29,7 +32,7 @@ class GatedUnit(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A tensor's shape in GGUF order (fastest dimension first), as names of HParams fields."""
+    """A tensor's shape in GGUF order (fastest dimension first), as names of HParams fields ("ssm.d_conv")."""
 
     dimensions: tuple[str, ...]
     required: bool = True
@@ -61,6 +64,12 @@ class Arch:
     """More tensors of a block that has a router: biases, and the shared expert."""
     dense_tensors: Mapping[str, Shape] = field(default_factory=dict)
     """Feed-forward tensors of a block that has no router."""
+    recurrent_tensors: Mapping[str, Shape] = field(default_factory=dict)
+    """In the place of block_tensors in a block that is a gated delta net; empty: no block is."""
+    neighbours_share_keys: bool = True
+    """Whether heads of a delta net that have the same keys are neighbours, and not n_group apart."""
+    gated_attention: bool = False
+    """Whether attn_q makes for each head its query and behind it a gate for its output."""
     tensors: Mapping[str, Shape] = field(default_factory=lambda: OUTER)
     """Tensors outside the blocks, by full name."""
     ffn_norm: str = "ffn_norm"
@@ -108,6 +117,24 @@ QK_NORM: Mapping[str, Shape] = {
     "attn_k_norm.weight": required("n_embd_head_k"),
 }
 """A norm of each query and key head."""
+
+GATED_ATTENTION: Mapping[str, Shape] = {
+    "attn_q.weight": required("n_embd", "n_embd_q_gate"),
+    "attn_q.bias": optional("n_embd_q_gate"),
+}
+"""The part of ATTENTION that is wider where queries come with gates."""
+
+DELTA_NET: Mapping[str, Shape] = {
+    "attn_norm.weight": required("n_embd"),
+    "attn_qkv.weight": required("n_embd", "ssm.n_qkv"),
+    "attn_gate.weight": required("n_embd", "ssm.d_inner"),
+    "ssm_conv1d.weight": required("ssm.d_conv", "ssm.n_qkv"),
+    "ssm_dt.bias": required("ssm.dt_rank"),
+    "ssm_a": required("ssm.dt_rank"),
+    "ssm_norm.weight": required("ssm.d_state"),
+    "ssm_out.weight": required("ssm.d_inner", "n_embd"),
+}
+"""A gated delta net; a file may also hold attn_qkv and attn_gate in one tensor, ssm_in."""
 
 FFN_NORM: Mapping[str, Shape] = {"ffn_norm.weight": required("n_embd")}
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gguf_moe.arch.base import Arch
+from gguf_moe.arch.base import Arch, RopeStyle
+from gguf_moe.arch.ssm import Ssm, read_ssm, recurrent_layers
 from gguf_moe.checkpoint.metadata import Metadata
 from gguf_moe.errors import GGUFError
 from gguf_moe_kernels.gating import Gating
@@ -55,6 +56,8 @@ class HParams:
     rope_freq_base: float
     rope_freq_base_swa: float
     rope_scaling: RopeScaling
+    rope_sections: tuple[int, ...]
+    """How many pairs each of the four coordinates of IMROPE turns; empty for other styles."""
     n_swa: int
     """How many positions a layer with a sliding window sees."""
     is_swa: tuple[bool, ...]
@@ -68,11 +71,24 @@ class HParams:
     n_expert_groups: int
     """Groups of which only the best n_group_used give experts; 1 is no groups."""
     n_group_used: int
+    is_recr: tuple[bool, ...]
+    """Whether each layer is recurrent, and has neither attention nor a KV cache."""
+    ssm: Ssm
+
+    @property
+    def n_layer_kv(self) -> int:
+        """Layers that have a KV cache."""
+        return self.is_recr.count(False)
 
     @property
     def n_embd_q(self) -> int:
         """Width of all query heads."""
         return self.n_head * self.n_embd_head_k
+
+    @property
+    def n_embd_q_gate(self) -> int:
+        """Width of all query heads with their gates."""
+        return 2 * self.n_embd_q
 
     @property
     def n_embd_k_gqa(self) -> int:
@@ -110,7 +126,7 @@ def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
         n_embd=n_embd,
         n_layer=n_layer,
         n_ff=n_ff,
-        **_heads(keys, n_embd, n_layer_all),
+        **_heads(keys, arch, n_embd, n_layer_all),
         f_norm_rms_eps=keys.number("attention.layer_norm_rms_epsilon", positive=True, maximum=1.0),
         f_embedding_scale=keys.number("embedding_scale", 0.0) or 1.0,
         f_residual_scale=keys.number("residual_scale", 0.0) or 1.0,
@@ -120,10 +136,14 @@ def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
         rope_scaling=_rope_scaling(keys, n_ctx_train),
         **_sliding_window(keys, arch, n_layer, n_layer_all),
         **_experts(keys, arch, n_ff, n_layer_all),
+        is_recr=recurrent_layers(keys, n_layer, n_layer_all)
+        if arch.recurrent_tensors
+        else (False,) * n_layer,
+        ssm=read_ssm(keys) if arch.recurrent_tensors else Ssm(),
     )
 
 
-def _heads(keys: Metadata, n_embd: int, n_layer_all: int) -> dict[str, Any]:
+def _heads(keys: Metadata, arch: Arch, n_embd: int, n_layer_all: int) -> dict[str, Any]:
     """The fields about attention heads."""
     n_head = _same_in_all_layers(keys, "attention.head_count", n_layer_all, None, maximum=MAX_WIDTH)
     n_head_kv = _same_in_all_layers(keys, "attention.head_count_kv", n_layer_all, n_head, maximum=n_head)
@@ -137,12 +157,17 @@ def _heads(keys: Metadata, n_embd: int, n_layer_all: int) -> dict[str, Any]:
         known = (key for key in ("rope.dimension_count", "attention.key_length") if key in keys)
         key = next(known, "attention.head_count")
         raise keys.wrong(key, f"a number that makes rope turn an even number of elements, not {n_rot}")
+    n_embd_head_v = keys.integer("attention.value_length", n_embd_head_k, minimum=1, maximum=MAX_WIDTH)
+    if arch.gated_attention and n_embd_head_v != n_embd_head_k:
+        key = "attention.value_length" if "attention.value_length" in keys else "attention.key_length"
+        raise keys.wrong(key, "the same for keys and values in this architecture")
     return {
         "n_head": n_head,
         "n_head_kv": n_head_kv,
         "n_embd_head_k": n_embd_head_k,
-        "n_embd_head_v": keys.integer("attention.value_length", n_embd_head_k, minimum=1, maximum=MAX_WIDTH),
+        "n_embd_head_v": n_embd_head_v,
         "n_rot": n_rot,
+        "rope_sections": _rope_sections(keys, n_rot) if arch.rope is RopeStyle.IMROPE else (),
         "f_attention_scale": keys.number("attention.scale", 0.0, minimum=0.0) or n_embd_head_k**-0.5,
     }
 
@@ -225,6 +250,13 @@ def _frequency_base(keys: Metadata, key: str, default: float) -> float:
     if base <= 1.0:
         raise keys.wrong(key, "a number greater than 1")
     return base
+
+
+def _rope_sections(keys: Metadata, n_rot: int) -> tuple[int, ...]:
+    sections = keys.integers("rope.dimension_sections")
+    if sections.shape != (4,) or sections.min() < 0 or not 0 < sections.sum(dtype=np.float64) <= n_rot:
+        raise keys.wrong("rope.dimension_sections", f"an array of four numbers, together from 1 to {n_rot}")
+    return tuple(int(n) for n in sections)
 
 
 def _rope_scaling(keys: Metadata, n_ctx_train: int) -> RopeScaling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,6 +43,8 @@ def rope_tables(arch: Arch, hparams: HParams, weights: Weights, n_ctx: int) -> d
     `n_ctx` decides between the two sets of factors of longrope.
     """
     factors, scaling = _frequency_factors(hparams, weights, n_ctx), hparams.rope_scaling
+    if hparams.rope_sections:
+        factors = _section_factors(hparams.rope_sections, hparams.n_rot_pairs)
     tables = {}
     if not all(hparams.is_swa):
         tables["rope"] = RopeTable(hparams.n_rot, hparams.rope_freq_base, scaling, factors)
@@ -57,6 +60,16 @@ def _frequency_factors(hparams: HParams, weights: Weights, n_ctx: int) -> np.nda
     length = "long" if n_ctx > hparams.rope_scaling.n_ctx_orig else "short"
     tensor = weights.get("rope_freqs.weight") or weights.get(f"rope_factors_{length}.weight")
     return None if tensor is None else tensor.data.view(np.float32)
+
+
+def _section_factors(sections: Sequence[int], n_pairs: int) -> np.ndarray:
+    """Divisors of the frequencies, f32 [n_pairs]: infinite for pairs of the fourth coordinate, 0 in text.
+
+    The others take turns as long as their sections last, again after all of them (ggml_mrope_cache_init).
+    """
+    place = np.arange(n_pairs) % sum(sections)
+    has_position = place < 3 * np.array(sections)[place % 3]
+    return np.where(has_position, np.float32(1.0), np.float32(np.inf))
 
 
 def _yarn_ramp(n_rot: int, freq_base: float, scaling: RopeScaling) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 
 from gguf_moe.arch.base import SHARED_EXPERT, Arch, Shape
 from gguf_moe.arch.hparams import HParams
@@ -154,7 +155,7 @@ class _Finder:
 
     def block(self, il: int) -> Block:
         prefix, arch, hp = f"blk.{il}.", self.arch, self.hparams
-        tensors = self.attention(prefix)
+        tensors = self.recurrent(prefix) if hp.is_recr[il] else self.attention(prefix)
         router = f"{prefix}ffn_gate_inp.weight"
         if arch.dense_tensors and not (hp.n_expert and router in self.checkpoint.tensors):
             if hp.n_expert and f"{prefix}ffn_gate.weight" not in self.checkpoint.tensors:
@@ -181,7 +182,8 @@ class _Finder:
     def attention(self, prefix: str) -> dict[str, Tensor]:
         """The tensors of a block but its feed-forward; those of a fused attn_qkv by their three names."""
         hp = self.hparams
-        widths = {"q": hp.n_embd_q, "k": hp.n_embd_k_gqa, "v": hp.n_embd_v_gqa}
+        shapes = self.arch.block_tensors
+        widths = {role: self.size(shapes[f"attn_{role}.weight"].dimensions[1]) for role in "qkv"}
         fused: dict[str, Tensor] = {}
         for kind, inputs in (("weight", (hp.n_embd,)), ("bias", ())):
             name = f"{prefix}attn_qkv.{kind}"
@@ -191,6 +193,13 @@ class _Finder:
                 fused |= {f"attn_{role}.{kind}": part for role, part in zip(widths, parts, strict=True)}
         apart = {name: shape for name, shape in self.arch.block_tensors.items() if name not in fused}
         return fused | self.find(prefix, apart)
+
+    def recurrent(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors of a recurrent block but its feed-forward; the input's matrix whole or in two."""
+        shapes = dict(self.arch.recurrent_tensors)
+        if "ssm_in.weight" in shapes and f"{prefix}ssm_in.weight" in self.checkpoint.tensors:
+            del shapes["attn_qkv.weight"], shapes["attn_gate.weight"]
+        return self.find(prefix, shapes)
 
     def find(self, prefix: str, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
         """The tensors of a table that are required or there, by name without the prefix."""
@@ -203,22 +212,22 @@ class _Finder:
 
     def size(self, dimension: str) -> int:
         """The size that a name in a table of shapes stands for."""
-        return self.n_ff_shexp if dimension == "n_ff_shexp" else getattr(self.hparams, dimension)
+        return self.n_ff_shexp if dimension == "n_ff_shexp" else attrgetter(dimension)(self.hparams)
 
     def checked(self, tensor: Tensor) -> Tensor:
         self.qtypes.append(tensor.qtype)
-        is_vector = len(tensor.shape) == 1 or tensor.name.endswith(".bias")
+        is_vector = len(tensor.shape) == 1 or tensor.name.endswith((".bias", ".ssm_conv1d.weight"))
         if is_vector and tensor.qtype != GGMLType.F32:
             raise GGUFError(
-                f"{self.checkpoint.path}: {tensor.name} is stored as {tensor.qtype.name}, but vectors must "
-                "be F32; convert the file again."
+                f"{self.checkpoint.path}: {tensor.name} is stored as {tensor.qtype.name}, but vectors and "
+                "convolutions must be F32; convert the file again."
             )
         return tensor
 
     def check_all_are_known(self) -> None:
         """Raise UnsupportedModelError for a tensor that is in none of the tables."""
         arch = self.arch
-        in_blocks = {*arch.block_tensors, *arch.moe_tensors, *arch.dense_tensors}
+        in_blocks = {*arch.block_tensors, *arch.recurrent_tensors, *arch.moe_tensors, *arch.dense_tensors}
         for name in self.checkpoint.tensors:
             block = _BLOCK.match(name)
             if block is None:

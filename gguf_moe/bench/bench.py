@@ -154,6 +154,7 @@ class Bench:
             earlier = _usage(context)
             for done in range(repetitions):
                 self._progress("measuring", done, repetitions)
+                fill(context, test.n_depth, self.hparams.n_vocab)
                 speeds.append(test.n_tokens / timed(context, test, tokens))
             usage = _usage(context)
             difference = usage - earlier if usage and earlier else None
@@ -181,7 +182,8 @@ class Bench:
             raise
 
     def _open_device(self) -> Device | None:
-        return open_device(self._options.device, self._weights, self._options.cache_dir)
+        device, cache = self._options.device, self._options.cache_dir
+        return open_device(device, self.arch, self.hparams, self._weights, cache)
 
     def _load_routing(self, path: str | os.PathLike[str]) -> Routing:
         routing, hp = load_routing(path), self.hparams
@@ -201,15 +203,13 @@ def random_tokens(n: int, n_vocab: int) -> list[int]:
 
 
 def fill(context: Context, n_depth: int, n_vocab: int) -> None:
-    """Let the context hold n_depth random tokens."""
-    context.truncate(0)
-    if n_depth:
-        context.extend(random_tokens(n_depth, n_vocab), 1)
+    """Let the context, which holds them and some more or nothing, hold n_depth random tokens."""
+    if rest := random_tokens(n_depth, n_vocab)[context.truncate(n_depth) :]:
+        context.extend(rest, 1)
 
 
 def timed(context: Context, test: BenchTest, tokens: list[int]) -> float:
-    """Seconds of one repetition, after the first n_depth tokens of the context."""
-    context.truncate(test.n_depth)
+    """Seconds of one repetition."""
     steps = [tokens] if test.n_prompt else [[token] for token in tokens]
     start = time.perf_counter()
     for step in steps:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gguf_moe.arch.weights import Block
-from gguf_moe.graph.builder import Builder
+from gguf_moe.graph.builder import Activations, Builder
 from gguf_moe.graph.task import Buffer, Op, Rows
 
 
@@ -17,7 +17,8 @@ def attention(builder: Builder, il: int, block: Block) -> None:
         builder.buffer(n, w)
         for n, w in (("Qcur", hp.n_embd_q), ("Kcur", hp.n_embd_k_gqa), ("Vcur", hp.n_embd_v_gqa))
     )
-    for name, out in zip(names, (q, k, v), strict=True):
+    gate = queries(builder, il, x, block, q)
+    for name, out in zip(names[1:], (k, v), strict=True):
         builder.matmul(f"{out.name}-{il}", x, block[f"{name}.weight"], out, bias=block.get(f"{name}.bias"))
     positions(builder, il, block, q, k)
     cache_k, cache_v = (
@@ -42,8 +43,26 @@ def attention(builder: Builder, il: int, block: Block) -> None:
             "scale": hp.f_attention_scale,
         },
     )
+    if gate:
+        builder.graph.add(
+            f"attn_gated-{il}", Op.SIGMOID_MUL, Rows.TOKENS, inputs={"gate": gate}, outputs={"x": kqv_out}
+        )
     x = builder.activations(f"kqv_out-{il}", kqv_out, (block["attn_output.weight"].qtype,))
     builder.project(il, x, block, "attn_output", builder.l_out, builder.ffn_inp)
+
+
+def queries(builder: Builder, il: int, x: Activations, block: Block, q: Buffer) -> Buffer | None:
+    """attn_norm -> q; the gates of the heads' outputs, as wide as q, if the architecture has some."""
+    hp, weight, bias = builder.hparams, block["attn_q.weight"], block.get("attn_q.bias")
+    if not builder.arch.gated_attention:
+        builder.matmul(f"Qcur-{il}", x, weight, q, bias=bias)
+        return None
+    both, gate = builder.buffer("Qcur_full", hp.n_embd_q_gate), builder.buffer("attn_gate", hp.n_embd_q)
+    builder.matmul(f"Qcur_full-{il}", x, weight, both, bias=bias)
+    n = hp.n_embd_head_k
+    for name, out, first in (("Qcur", q, 0), ("gate", gate, n)):
+        builder.parts(f"{name}_reshaped-{il}", both, out, n_head=hp.n_head, n=n, first=first, stride=2 * n)
+    return gate
 
 
 def positions(builder: Builder, il: int, block: Block, q: Buffer, k: Buffer) -> None:

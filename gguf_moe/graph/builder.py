@@ -42,11 +42,12 @@ class Builder:
         self.n_ctx = n_ctx
         self.kv_kind = kv_kind
         self.injects_routing = injects_routing
+        self.n_seq_max = n_seq_max
         self.n_cells = n_ctx * n_seq_max
         self.cells: dict[str, Buffer] = (
             {"cells": self.buffer("inp_cells", 2, Kind.I32)} if n_seq_max > 1 else {}
         )
-        """What tasks on the KV cache also read."""
+        """What tasks on the KV cache and on states also read."""
         self.l_out = self.buffer("l_out", hparams.n_embd)
         self.ffn_inp = self.buffer("ffn_inp", hparams.n_embd)
 
@@ -180,6 +181,22 @@ class Builder:
             "pair_stride": 1 if self.arch.rope is RopeStyle.NORM else hp.n_rot_pairs,
         }
         self.graph.add(name, Op.ROPE, Rows.TOKENS, inputs=tables, outputs={"x": x}, options=options)
+
+    def parts(
+        self,
+        name: str,
+        x: Buffer,
+        out: Buffer,
+        *,
+        n_head: int,
+        n: int,
+        first: int,
+        stride: int,
+        out_first: int = 0,
+    ) -> None:
+        """n elements of each of n_head parts of a row, from `first` on, side by side at out_first of out."""
+        options = {"n_head": n_head, "n": n, "first": first, "stride": stride, "out_first": out_first}
+        self.graph.add(name, Op.PARTS, Rows.TOKENS, inputs={"x": x}, outputs={"out": out}, options=options)
 
     def swiglu(self, name: str, gate: Buffer, up: Buffer, rows: Rows) -> None:
         op = Op.SWIGLU if self.arch.gated_unit is GatedUnit.SWIGLU else Op.SWIGLU_OAI

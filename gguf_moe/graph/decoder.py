@@ -10,6 +10,7 @@ from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.weights import Weights
 from gguf_moe.graph.attention import attention
 from gguf_moe.graph.builder import Builder
+from gguf_moe.graph.delta_net import delta_net
 from gguf_moe.graph.feed_forward import feed_forward
 from gguf_moe.graph.task import Graph, Kind, Op, Rows
 
@@ -44,7 +45,8 @@ def build_graph(
     )
     embed(builder, weights)
     for il, block in enumerate(weights.blk):
-        attention(builder, il, block)
+        mixer = delta_net if hparams.is_recr[il] else attention
+        mixer(builder, il, block)
         feed_forward(builder, il, block)
     result(builder, weights)
     return builder.graph

@@ -23,6 +23,7 @@ class Op(enum.StrEnum):
     MATMUL_HEADS = "matmul_heads"
     QUANTIZE_HEADS = "quantize_heads"
     CONCAT = "concat"
+    PARTS = "parts"
     SCALE_ROWS = "scale_rows"
     ROPE = "rope"
     KV_STORE = "kv_store"
@@ -33,10 +34,15 @@ class Op(enum.StrEnum):
     SWIGLU_OAI = "swiglu_oai"
     GEGLU = "geglu"
     SOFTCAP = "softcap"
+    SIGMOID_MUL = "sigmoid_mul"
     ADD_ID = "add_id"
     SCALE_ID = "scale_id"
     MOE_SUM = "moe_sum"
     SHEXP_GATE = "shexp_gate"
+    L2_NORM = "l2_norm"
+    SSM_CONV = "ssm_conv"
+    DELTA_NET_GATES = "delta_net_gates"
+    GATED_DELTA_NET = "gated_delta_net"
 
 
 class Rows(enum.StrEnum):

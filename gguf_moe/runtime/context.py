@@ -21,8 +21,9 @@ from gguf_moe.runtime.crew import Crew
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.mailbox import MOST_PLACES
 from gguf_moe.runtime.gpu.runner import GpuRunner
-from gguf_moe.runtime.lower import Program, Row, lower
+from gguf_moe.runtime.lower import lower
 from gguf_moe.runtime.memory import Memory
+from gguf_moe.runtime.program import Program, Row
 from gguf_moe.runtime.runner import Runner, Step
 from gguf_moe.runtime.sequence import CachedSequence, Part
 from gguf_moe_kernels.cpu.library import KernelLibrary
@@ -53,7 +54,8 @@ class Context:
     ):
         self.n_ctx = n_ctx
         self.n_batch = n_batch
-        self.sequences = [CachedSequence(number * n_ctx) for number in range(n_seq_max)]
+        goes_back = not any(hparams.is_recr)
+        self.sequences = [CachedSequence(number * n_ctx, goes_back) for number in range(n_seq_max)]
         self.recorder: Recorder | None = None
         """Learns what the routers choose, from the moment it is set."""
         self._replay = replay
@@ -73,7 +75,8 @@ class Context:
             n_seq_max=n_seq_max,
         )
         self.graph: Graph = self._make_graph(n_tokens=n_batch)
-        self._caches = [name for name, buffer in self.graph.buffers().items() if name.startswith("cache_")]
+        self._caches = [name for name in self.graph.buffers() if name.startswith("cache_")]
+        self._states = [name for name in self.graph.buffers() if "_states_l" in name]
         self._runner: Runner | None = None
 
     @property
@@ -129,7 +132,7 @@ class Context:
         """Append tokens to the first sequence, chunk by chunk; the logits of the last n_outputs of them.
 
         Returns float32 [n_outputs, n_vocab]. If it is interrupted, the cache holds the chunks that were
-        finished. Raises ContextFullError.
+        finished; of a model with recurrent layers it holds nothing then. Raises ContextFullError.
         """
         self._check_room(self.sequences[0], len(tokens))
         n = len(tokens)
@@ -148,7 +151,8 @@ class Context:
         """Append tokens to different sequences in one step of n_batch tokens at most.
 
         Returns the wanted logits of each part, float32 [n_outputs, n_vocab], until the next step. If it is
-        interrupted, no sequence has become longer. Raises ContextFullError.
+        interrupted, no sequence has become longer; with recurrent layers they are empty then. Raises
+        ContextFullError.
         """
         for part in parts:
             self._check_room(part.sequence, len(part.tokens))
@@ -158,24 +162,38 @@ class Context:
         outputs = [i for part, end in zip(parts, ends, strict=True) for i in range(end - part.n_outputs, end)]
         assert self._runner is not None, "start() comes first"
         n_past = len(parts[0].sequence.tokens)
-        logits = self._runner.run(Step(tokens, n_past, outputs, self._inputs(parts, len(tokens))))
+        try:
+            logits = self._runner.run(Step(tokens, n_past, outputs, self._inputs(parts, len(tokens))))
+        except BaseException:
+            for part in parts:
+                part.sequence.lose_states()
+            raise
         for part in parts:
             part.sequence.tokens.extend(part.tokens)
         if self.recorder:
             self.recorder.add(self._runner.chosen(len(tokens)))
         return np.split(logits, np.cumsum([part.n_outputs for part in parts])[:-1])
 
-    def truncate(self, n: int) -> None:
-        """Forget all but the first n tokens of the first sequence."""
-        self.sequences[0].truncate(n)
+    def truncate(self, n: int) -> int:
+        """Forget all but the first n tokens of the first sequence, or all of them; how many remain."""
+        return self.sequences[0].truncate(n)
 
-    def copy_prefix(self, source: CachedSequence, target: CachedSequence, n: int) -> None:
-        """Let `target` hold the first n tokens of `source`, and no others; nothing is computed."""
+    def copy_prefix(self, source: CachedSequence, target: CachedSequence, n: int) -> int:
+        """Let `target` hold the first n tokens of `source`, and no others; nothing is computed.
+
+        Returns how many it holds: none if the states of recurrent layers are those after other tokens.
+        """
+        if not source.goes_back and n != len(source.tokens):
+            n = 0
         for cache in self._caches:
             array = self._memory[cache]
             old, new = source.first_cell, target.first_cell
             array[new : new + n] = array[old : old + n]
+        for name in self._states:
+            states = self._memory[name].reshape(len(self.sequences), -1)
+            states[self.sequences.index(target)] = states[self.sequences.index(source)]
         target.tokens = source.tokens[:n]
+        return n
 
     def close(self) -> None:
         """Join the threads and give the memory back."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gguf_moe.runtime.crew import Crew
-from gguf_moe.runtime.lower import Program
 from gguf_moe.runtime.memory import Memory
+from gguf_moe.runtime.program import Program
 from gguf_moe.runtime.runner import Step
 
 

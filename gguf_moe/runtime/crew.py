@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gguf_moe.errors import BusyError
-from gguf_moe.runtime.lower import Program
+from gguf_moe.runtime.program import Program
 from gguf_moe_kernels.cpu.library import KernelLibrary
 from gguf_moe_kernels.structs import CREW_CLOSED, Control
 

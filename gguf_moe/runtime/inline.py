@@ -17,11 +17,11 @@ from gguf_moe.graph.task import Graph, Kind, Op, Task
 from gguf_moe.runtime.context import Context
 from gguf_moe.runtime.cpu import CpuRunner
 from gguf_moe.runtime.crew import Crew
-from gguf_moe.runtime.lower import Program
 from gguf_moe.runtime.memory import Memory
+from gguf_moe.runtime.program import Program
 from gguf_moe_kernels.activations import ActivationFormat
 from gguf_moe_kernels.quants import GGMLType
-from gguf_moe_kernels.ref import activations, matmul, ops
+from gguf_moe_kernels.ref import activations, delta_net, matmul, ops
 
 OnTask = Callable[[Task], None]
 """Called after each task; its outputs are in the memory then."""
@@ -112,7 +112,18 @@ def _run_op(task: Task, arrays: _Arrays) -> None:
     """An op whose buffers all have the task's rows, and whose weights are vectors."""
     values: dict[str, Any] = {name: arrays.rows(name) for name in (*task.inputs, *task.outputs)}
     values |= {name: task.tensor(name).data.view(np.float32) for name in task.weights}
-    getattr(ops, task.op)(**values, **task.options)
+    ref = ops if hasattr(ops, task.op) else delta_net
+    getattr(ref, task.op)(**values, **task.options)
+
+
+def _recurrence(task: Task, arrays: _Arrays) -> None:
+    """An op that takes the tokens one by one and leaves states for the next step."""
+    values: dict[str, Any] = {name: arrays.rows(name) for name in (*task.inputs, *task.outputs)}
+    values |= {"state": arrays["state"], "n_past": arrays.n_past, **task.options}
+    for name in task.weights:
+        tensor = task.tensor(name)
+        values[name] = tensor.data.view(np.float32).reshape(tensor.shape[::-1])
+    getattr(delta_net, task.op)(**values)
 
 
 def _get_rows(task: Task, arrays: _Arrays) -> None:
@@ -230,6 +241,8 @@ _RUN: dict[Op, Callable[[Task, _Arrays], None]] = {
     Op.ADD_ID: _add_id,
     Op.SCALE_ID: _scale_id,
     Op.MOE_SUM: _moe_sum,
+    Op.SSM_CONV: _recurrence,
+    Op.GATED_DELTA_NET: _recurrence,
 }
 
 

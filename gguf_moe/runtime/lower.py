@@ -1,76 +1,23 @@
-"""From a graph to the crew's program: for each task a kernel, its arguments, and if all meet after it."""
+"""From a graph to the rows of the crew's program: for each task a kernel and its arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from gguf_moe.checkpoint import Tensor
 from gguf_moe.graph.task import Buffer, Graph, Kind, Op, Task
 from gguf_moe.runtime.memory import Memory, row_size
+from gguf_moe.runtime.program import Row, Value
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
-from gguf_moe_kernels.cpu.library import KernelLibrary
 from gguf_moe_kernels.quants import GGMLType
-
-Value = int | float | str | list[int] | list[str]
-"""An argument: a number, a kernel's name (its address is meant), or the address of an array of these."""
 
 CHUNK_BYTES = 1 << 18
 """Weights in one chunk of a matmul: kernels ask for memory ahead of time, and a chunk's end loses that."""
 ROWS_TOGETHER = 32
 """Rows of a weight that the kernels take side by side."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the program before kernels have addresses."""
-
-    task: Task | None
-    """What it computes; None for a row that no task of the graph stands for."""
-    kernel: str
-    struct: np.dtype
-    values: dict[str, Value]
-    waits: bool = False
-    """Whether each thread waits here for somebody outside of the crew."""
-    all_before: bool = False
-    """Whether all rows before it must be finished."""
-
-    def kernels(self) -> list[str]:
-        """Every kernel this row needs."""
-        named = [v for v in self.values.values() if isinstance(v, str)]
-        listed = [k for v in self.values.values() if isinstance(v, list) for k in v if isinstance(k, str)]
-        return [self.kernel, *named, *listed]
-
-
-class Program:
-    """The table that the crew walks, with all memory its rows point to."""
-
-    def __init__(self, rows: list[Row], library: KernelLibrary):
-        self._library = library
-        self._arrays: list[np.ndarray] = []
-        barriers = _barriers(rows)
-        self.table = np.zeros((len(rows), structs.ROW_SIZE // 8), np.int64)
-        for i, row in enumerate(rows):
-            self.table[i] = library.address(row.kernel), self._arguments(row), barriers[i], row.waits
-        self.counters = np.zeros((len(rows), structs.COUNTER_SIZE // 8), np.int64)
-
-    def _arguments(self, row: Row) -> int:
-        arguments = np.zeros((), row.struct)
-        for name, value in row.values.items():
-            if isinstance(value, list):
-                value = self._keep(np.array([self._number(v) for v in value], np.int64))
-            arguments[name] = self._number(value)
-        return self._keep(arguments)
-
-    def _number(self, value: int | float | str) -> int | float:
-        return self._library.address(value) if isinstance(value, str) else value
-
-    def _keep(self, array: np.ndarray) -> int:
-        self._arrays.append(array)
-        return array.__array_interface__["data"][0]
 
 
 def lower(graph: Graph, memory: Memory, n_threads: int) -> list[Row]:
@@ -94,19 +41,6 @@ def _addresses_and_options(task: Task, memory: Memory) -> dict[str, Value]:
         **{name: weight.address for name, weight in task.weights.items() if isinstance(weight, Tensor)},
         **task.options,
     }
-
-
-def _barriers(rows: list[Row]) -> list[bool]:
-    """Whether all threads meet after each row: only if the next waits for one since the last meeting."""
-    barriers = [False] * len(rows)
-    running: set[int] = set()
-    for i, row in enumerate(rows):
-        after = row.task.after if row.task else ()
-        if row.all_before or any(id(task) in running for task in after):
-            barriers[i - 1] = True
-            running.clear()
-        running.add(id(row.task))
-    return barriers
 
 
 Lowered = tuple[str, np.dtype, dict[str, Value]]
@@ -202,6 +136,11 @@ def _concat(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "elementwise.concat", structs.CONCAT, {"n_a": n_a, "b_width": b_width}
 
 
+def _parts(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"x_width": task.inputs["x"].cols, "out_width": task.outputs["out"].cols}
+    return "elementwise.parts", structs.PARTS, special
+
+
 def _scale_rows(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "elementwise.scale_rows", structs.SCALE_ROWS, {"n": task.outputs["x"].cols}
 
@@ -278,6 +217,10 @@ def _softcap(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "elementwise.softcap", structs.SOFTCAP, {"n": task.outputs["x"].cols}
 
 
+def _sigmoid_mul(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    return "elementwise.sigmoid_mul", structs.SIGMOID_MUL, {"n": task.outputs["x"].cols}
+
+
 def _add_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
     special: dict[str, Value] = {"k": task.inputs["ids"].cols, "n": task.outputs["x"].cols}
     return "moe.add_id", structs.ADD_ID, special
@@ -298,6 +241,24 @@ def _shexp_gate(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "moe.shexp_gate", structs.SHEXP_GATE, special
 
 
+def _l2_norm(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    return "delta_net.l2_norm", structs.L2_NORM, {"width": task.outputs["x"].cols}
+
+
+def _ssm_conv(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"n": task.inputs["x"].cols, "d_conv": task.tensor("weight").shape[0]}
+    return "delta_net.ssm_conv", structs.SSM_CONV, special | _absent(task, "cells")
+
+
+def _delta_net_gates(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    return "delta_net.delta_net_gates", structs.DELTA_NET_GATES, {"n": task.outputs["alpha"].cols}
+
+
+def _gated_delta_net(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"n": task.outputs["state"].cols, "n_head": task.inputs["beta"].cols}
+    return "delta_net.gated_delta_net", structs.GATED_DELTA_NET, special | _absent(task, "cells")
+
+
 _LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
     Op.GET_ROWS: _get_rows,
     Op.QUANTIZE: _quantize,
@@ -308,6 +269,7 @@ _LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
     Op.MATMUL_HEADS: _matmul_heads,
     Op.QUANTIZE_HEADS: _quantize_heads,
     Op.CONCAT: _concat,
+    Op.PARTS: _parts,
     Op.SCALE_ROWS: _scale_rows,
     Op.ROPE: _rope,
     Op.KV_STORE: _kv_store,
@@ -318,10 +280,15 @@ _LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
     Op.SWIGLU_OAI: _swiglu_oai,
     Op.GEGLU: _geglu,
     Op.SOFTCAP: _softcap,
+    Op.SIGMOID_MUL: _sigmoid_mul,
     Op.ADD_ID: _add_id,
     Op.SCALE_ID: _scale_id,
     Op.MOE_SUM: _moe_sum,
     Op.SHEXP_GATE: _shexp_gate,
+    Op.L2_NORM: _l2_norm,
+    Op.SSM_CONV: _ssm_conv,
+    Op.DELTA_NET_GATES: _delta_net_gates,
+    Op.GATED_DELTA_NET: _gated_delta_net,
 }
 
 

@@ -33,7 +33,12 @@ def kv_kind(kv_type: str | None, weights: Weights) -> Kind:
 def cache_bytes(hparams: HParams, n_ctx: int, kind: Kind) -> int:
     """Bytes of the KV cache for n_ctx positions."""
     size = 2 if kind is Kind.F16 else 4
-    return hparams.n_layer * n_ctx * (hparams.n_embd_k_gqa + hparams.n_embd_v_gqa) * size
+    return hparams.n_layer_kv * n_ctx * (hparams.n_embd_k_gqa + hparams.n_embd_v_gqa) * size
+
+
+def state_bytes(hparams: HParams) -> int:
+    """Bytes of the states of recurrent layers, whatever the context."""
+    return 4 * hparams.ssm.n_state * hparams.is_recr.count(True)
 
 
 def check_memory(needed: int, what: str) -> None:
@@ -48,7 +53,7 @@ def check_memory(needed: int, what: str) -> None:
 
 def context_length(checkpoint: Checkpoint, hparams: HParams, kind: Kind, n_ctx: int | None) -> int:
     """The context to use. Raises OutOfMemoryError if the one asked for does not fit."""
-    available = machine.available_memory()
+    available = max(0, machine.available_memory() - state_bytes(hparams))
     if n_ctx is not None:
         needed = cache_bytes(hparams, n_ctx, kind)
         if needed > available:

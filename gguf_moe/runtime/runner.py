@@ -28,7 +28,8 @@ class Runner(Protocol):
     def run(self, step: Step) -> np.ndarray:
         """Run a step; its logits, float32 [len(outputs), n_vocab], until the next one.
 
-        An exception (KeyboardInterrupt) leaves the KV cache as it was for all earlier positions.
+        An exception (KeyboardInterrupt) leaves the KV cache as it was for all earlier positions; the states
+        of recurrent layers are lost.
         """
 
     def chosen(self, n_tokens: int) -> list[np.ndarray]:

@@ -13,12 +13,22 @@ class CachedSequence:
     """One conversation's part of the KV cache: n_ctx cells from first_cell on."""
 
     first_cell: int
+    goes_back: bool = True
+    """Whether it can go back to an earlier token: the states of recurrent layers are those after the last."""
     tokens: list[int] = field(default_factory=list)
     """The ids whose keys and values are there."""
 
-    def truncate(self, n: int) -> None:
-        """Forget all but the first n tokens."""
+    def truncate(self, n: int) -> int:
+        """Forget all but the first n tokens, or all if it cannot go back; how many remain."""
+        if n < len(self.tokens) and not self.goes_back:
+            n = 0
         del self.tokens[n:]
+        return len(self.tokens)
+
+    def lose_states(self) -> None:
+        """A step has ended early: states of recurrent layers are of no use now."""
+        if not self.goes_back:
+            self.tokens.clear()
 
 
 @dataclass(frozen=True, slots=True)

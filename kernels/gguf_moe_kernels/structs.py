@@ -68,7 +68,8 @@ ROPE = _struct("x n_head n_embd_head n_rot pair_stride cos sin rows")
 
 # Where the tokens of a step lie in a KV cache that several sequences share: cells, int32 [rows, 2], has for
 # each token the first cell of its sequence and its position there. It is 0 where there is one sequence: then
-# the first cell is 0, and the position n_past + i. The GPU has one sequence.
+# the first cell is 0, and the position n_past + i. The GPU has one sequence. Sequence s begins at cell
+# s * n_ctx, and its tokens in a step are neighbours.
 
 # cache[cell + position] = x[i], n elements, as float16 or float32
 KV_STORE = _struct("x cache n n_past cells rows")
@@ -162,17 +163,19 @@ ANSWER = _struct("answer step")
 # x[i, h] /= sqrt(sum(x[i, h]^2) + eps), float32, for the first n_head parts of n of a row of width elements
 L2_NORM = _struct("x width n n_head rows", "eps")
 
-# out[i, c] = silu(sum over j of weight[c, j] * input[i + j, c]), float32 [n]; weight: [n, d_conv]. input is
-# the state, [d_conv - 1, n], and behind it x; its end becomes the state. A chunk is some channels.
-SSM_CONV = _struct("x weight state out n d_conv n_past rows")
+# out[i, c] = silu(sum over j of weight[c, j] * input[i + j, c]), float32 [n]; weight: [n, d_conv]. For each
+# sequence input is its state, [d_conv - 1, n], and behind it its x; the end becomes its state. At position 0
+# the state is zero. A chunk is some channels.
+SSM_CONV = _struct("x weight state out n d_conv n_past cells n_ctx rows")
 
 # alpha[i] = exp(a * softplus(alpha[i] + dt)), beta[i] = sigmoid(beta[i]), float32 [n]; a, dt: [n]
 DELTA_NET_GATES = _struct("alpha beta a dt n rows")
 
-# For each of n_head heads h and its state S, float32 [n, n], token by token: S *= decay; then
-# S += beta * (v - S k) k^T; out[i, h] = S q / sqrt(n). A row of qkv: n_head_k heads q, as many k, n_head v;
-# q and k of head h are those of head h / heads_per_key % n_head_k. A chunk is one head.
-GATED_DELTA_NET = _struct("qkv decay beta state out n n_head n_head_k heads_per_key n_past rows")
+# For each of n_head heads h and its state S in the token's sequence, float32 [n, n], zero at position 0,
+# token by token: S *= decay; then S += beta * (v - S k) k^T; out[i, h] = S q / sqrt(n). A row of qkv:
+# n_head_k heads q, as many k, n_head v; q and k of head h are those of head h / heads_per_key % n_head_k.
+# A chunk is one head.
+GATED_DELTA_NET = _struct("qkv decay beta state out n n_head n_head_k heads_per_key n_past cells n_ctx rows")
 
 # RMS_NORM of whole rows, and QUANTIZE of what it gives in each format whose address is not 0
 NORM_QUANTIZE = _struct(

@@ -8,6 +8,10 @@ from gguf_moe_kernels.ref import delta_net
 
 CHUNKS = [(9,), (1,) * 9, (2, 5, 2)]
 ROWS = 9
+N_CTX = 100
+ALONE = {"n_ctx": N_CTX, "cells": None}
+CELLS = np.array([[200, 0], [200, 1], [0, 5], [0, 6], [0, 7], [0, 8], [100, 0], [300, 2], [300, 3]], np.int32)
+"""The rows of four sequences, two of which begin here."""
 
 
 def normal(rng, *shape):
@@ -27,6 +31,8 @@ def run(request, call_op):
         return lambda name, sizes, **arguments: getattr(delta_net, name)(**arguments)
 
     def kernel(name, sizes, **arguments):
+        if "cells" in arguments and arguments["cells"] is None:
+            arguments["cells"] = 0
         call_op(f"delta_net.{name}", getattr(structs, name.upper()), **arguments, **sizes)
 
     return kernel
@@ -46,7 +52,7 @@ def convolve(run, x, weight, chunks):
     state, out = np.full((weight.shape[1] - 1, x.shape[1]), np.nan, np.float32), np.empty_like(x)
     for first, part in parts_of(chunks):
         sizes = {"n": x.shape[1], "d_conv": weight.shape[1], "rows": part.stop - part.start}
-        run("ssm_conv", sizes, x=x[part], weight=weight, state=state, out=out[part], n_past=first)
+        run("ssm_conv", sizes, x=x[part], weight=weight, state=state, out=out[part], n_past=first, **ALONE)
     return out, state
 
 
@@ -79,7 +85,7 @@ def recur(run, qkv, decay, beta, n_head_k, heads_per_key, chunks):
         sizes = {"n": n, "n_head": n_head, "rows": part.stop - part.start}
         inputs = {"qkv": qkv[part], "decay": decay[part], "beta": beta[part]}
         heads = {"n_head_k": n_head_k, "heads_per_key": heads_per_key}
-        run("gated_delta_net", sizes, **inputs, **heads, state=state, out=out[part], n_past=first)
+        run("gated_delta_net", sizes, **inputs, **heads, state=state, out=out[part], n_past=first, **ALONE)
     return out, state
 
 
@@ -104,3 +110,61 @@ def test_gated_delta_net(rng, run, chunks, heads_per_key, of_key, n, assert_same
     )
     assert_same_bits(out, of_ref[0])
     assert_same_bits(state, of_ref[1])
+
+
+def each_alone(run, name, sizes, rows, state, out):
+    """Run an op on CELLS, and on the rows of each sequence by itself; the outputs and states of both ways."""
+    together, alone = (out.copy(), state.copy()), (out.copy(), state.copy())
+    run(name, {**sizes, "rows": ROWS}, **rows(slice(None)), out=together[0], state=together[1], **SHARED)
+    for number in (2, 0, 1, 3):
+        part = np.flatnonzero(CELLS[:, 0] == N_CTX * number)
+        part = slice(int(part[0]), int(part[-1]) + 1)
+        own = np.split(alone[1], 4)[number]
+        options = {"n_past": int(CELLS[part.start, 1]), **ALONE}
+        run(
+            name,
+            {**sizes, "rows": part.stop - part.start},
+            **rows(part),
+            out=alone[0][part],
+            state=own,
+            **options,
+        )
+    return together, alone
+
+
+SHARED = {"n_past": 77, "n_ctx": N_CTX, "cells": CELLS}
+
+
+def test_ssm_conv_of_several_sequences(rng, run, assert_same_bits):
+    x, weight, state = normal(rng, ROWS, 70), normal(rng, 70, 4), normal(rng, 12, 70)
+    together, alone = each_alone(
+        run,
+        "ssm_conv",
+        {"n": 70, "d_conv": 4},
+        lambda part: {"x": x[part], "weight": weight},
+        state,
+        np.empty_like(x),
+    )
+    for a, b in zip(together, alone, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_gated_delta_net_of_several_sequences(rng, run, assert_same_bits):
+    qkv, state = normal(rng, ROWS, 64), normal(rng, 4 * 4 * 8, 8)
+    decay, beta = (rng.random((ROWS, 4), np.float32) for _ in range(2))
+    together, alone = each_alone(
+        run,
+        "gated_delta_net",
+        {"n": 8, "n_head": 4},
+        lambda part: {
+            "qkv": qkv[part],
+            "decay": decay[part],
+            "beta": beta[part],
+            "n_head_k": 2,
+            "heads_per_key": 2,
+        },
+        state,
+        np.empty((ROWS, 32), np.float32),
+    )
+    for a, b in zip(together, alone, strict=True):
+        assert_same_bits(a, b)

@@ -1,6 +1,15 @@
 """Files for contexts."""
 
+import sys
+from pathlib import Path
+
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+try:
+    import tiny_models
+finally:
+    sys.path.pop(0)
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +20,9 @@ def moe_file(tiny_gguf, tmp_path_factory):
 @pytest.fixture(scope="session")
 def dense_file(tiny_gguf, tmp_path_factory):
     return tiny_gguf(tmp_path_factory.mktemp("models") / "dense.gguf", n_expert=0, n_head_kv=1)
+
+
+@pytest.fixture(scope="session")
+def recurrent_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "qwen3next.gguf"
+    return tiny_models.write_tiny("qwen3next", path, quantized=True)

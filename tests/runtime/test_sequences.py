@@ -18,7 +18,7 @@ def alone(context, prompt, more):
     return [context.extend(prompt, 1)[0].copy(), *(context.extend([token], 1)[0].copy() for token in more)]
 
 
-@pytest.fixture(scope="module", params=["moe_file", "dense_file"])
+@pytest.fixture(scope="module", params=["moe_file", "dense_file", "recurrent_file"])
 def expected(request, crew_context):
     path = request.getfixturevalue(request.param)
     with crew_context(path, 1) as context:
@@ -51,6 +51,7 @@ def test_the_oracle_agrees(inline_context, expected, assert_same_bits):
         take_turns(context, assert_same_bits, logits)
 
 
+@pytest.mark.parametrize("expected", ["moe_file", "dense_file"], indirect=True)
 def test_a_prefix_is_copied_and_goes_on_as_if_computed(crew_context, expected, assert_same_bits):
     path, logits = expected
     with crew_context(path, 2, n_seq_max=2) as context:

@@ -16,8 +16,9 @@ from gguf_moe.errors import UnsupportedModelError
 from gguf_moe.graph.task import Buffer, Graph, Op, Rows, Task
 from gguf_moe.runtime.gpu.mailbox import Mailbox, Post
 from gguf_moe.runtime.gpu.memory import DeviceMemory
-from gguf_moe.runtime.lower import Lowered, Row, Value, given_ids, lower_task
+from gguf_moe.runtime.lower import Lowered, given_ids, lower_task
 from gguf_moe.runtime.memory import Memory, row_size
+from gguf_moe.runtime.program import Row, Value
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
 from gguf_moe_kernels.cuda.launch import attention_scores_stride, attention_splits

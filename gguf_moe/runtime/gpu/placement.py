@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from gguf_moe.arch.base import Arch
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.weights import Weights
 from gguf_moe.checkpoint import Checkpoint
 from gguf_moe.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from gguf_moe.experts.budget import default_context, free_budget, parse_vram, slots_per_layer
+from gguf_moe.graph.decoder import build_graph
 from gguf_moe.graph.task import Kind
 from gguf_moe.runtime.gpu.device import CudaDevice, Device
+from gguf_moe.runtime.gpu.lower import check_ops
 from gguf_moe.runtime.gpu.runner import GpuRunner
 from gguf_moe.runtime.placement import cache_bytes
 from gguf_moe_kernels.cuda.source import QTYPES
@@ -47,7 +50,9 @@ class GpuBudget:
         return n_ctx or default_context(self.nbytes, cache_bytes(hparams, 1, kind), hparams.n_ctx_train)
 
 
-def open_device(name: str, weights: Weights, cache: Path | None) -> Device | None:
+def open_device(
+    name: str, arch: Arch, hparams: HParams, weights: Weights, cache: Path | None
+) -> Device | None:
     """The GPU of this name ("cuda:N"); for "auto" the first one, or None if it cannot run the model.
 
     `cache` is where compiled kernels are kept. Raises DeviceError or UnsupportedModelError for "cuda:N".
@@ -56,6 +61,7 @@ def open_device(name: str, weights: Weights, cache: Path | None) -> Device | Non
         return None
     try:
         _check_types(weights)
+        check_ops(build_graph(arch, hparams, weights, n_tokens=1, n_ctx=1, kv_kind=Kind.F16))
         return CudaDevice(0 if name == "auto" else int(name.removeprefix("cuda:")), cache)
     except (DeviceError, UnsupportedModelError) as e:
         if name != "auto":

@@ -30,8 +30,8 @@ from gguf_moe.runtime.gpu.mailbox import Mailbox
 from gguf_moe.runtime.gpu.memory import DeviceMemory, DeviceWeights
 from gguf_moe.runtime.gpu.slots import ExpertSlots
 from gguf_moe.runtime.gpu.usage import Usage
-from gguf_moe.runtime.lower import Program, Row
 from gguf_moe.runtime.memory import Memory, row_size
+from gguf_moe.runtime.program import Program, Row
 from gguf_moe.runtime.runner import Step
 from gguf_moe_kernels.cpu.library import KernelLibrary
 

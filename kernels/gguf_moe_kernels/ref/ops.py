@@ -96,10 +96,10 @@ def kv_store(x: np.ndarray, cache: np.ndarray, n_past: int, cells: np.ndarray | 
 
     cells: int32 [rows, 2], for each token the first cell of its sequence and its position there.
     """
-    cache[_own_cells(len(x), n_past, cells).sum(axis=1)] = x
+    cache[own_cells(len(x), n_past, cells).sum(axis=1)] = x
 
 
-def _own_cells(n: int, n_past: int, cells: np.ndarray | None) -> np.ndarray:
+def own_cells(n: int, n_past: int, cells: np.ndarray | None) -> np.ndarray:
     """First cell and position of n tokens, int [n, 2]."""
     if cells is not None:
         return cells[:n]
@@ -149,7 +149,7 @@ def attention(
     n = len(q)
     queries = q.reshape(n, n_head, -1)
     group = n_head // n_head_kv
-    for i, (start, position) in enumerate(_own_cells(n, n_past, cells)):
+    for i, (start, position) in enumerate(own_cells(n, n_past, cells)):
         end = start + position + 1
         first = max(start, end - n_swa) if n_swa else start
         n_kv = end - first

@@ -1,0 +1,98 @@
+"""A context with recurrent layers: their states go on with the tokens, and do not go back."""
+
+import numpy as np
+import pytest
+
+import gguf_moe
+from gguf_moe.arch import find_arch
+from gguf_moe.arch.hparams import read_hparams
+from gguf_moe.arch.weights import load_weights
+from gguf_moe.checkpoint import open_checkpoint
+from gguf_moe.errors import UnsupportedModelError
+from gguf_moe.graph.task import Kind
+from gguf_moe.runtime import placement
+from gguf_moe.runtime.gpu.placement import open_device
+from gguf_moe.runtime.sequence import Part
+
+TOKENS = [3, 141, 59, 26, 5, 35, 89, 79, 32, 38]
+
+
+@pytest.fixture
+def context(crew_context, recurrent_file):
+    with crew_context(recurrent_file, 2) as context:
+        yield context
+
+
+def test_going_back_means_beginning_again(context):
+    expected = context.extend(TOKENS, 3).copy()
+    assert context.truncate(len(TOKENS)) == len(TOKENS)
+    assert context.truncate(len(TOKENS) - 1) == 0
+    assert context.tokens == []
+    np.testing.assert_array_equal(context.extend(TOKENS, 3), expected)
+
+
+def test_after_an_interrupted_step_the_context_is_empty(context, monkeypatch):
+    expected = context.extend(TOKENS[:4], 1).copy()
+    run = context._runner.run
+
+    def interrupt(step):
+        run(step)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(context._runner, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        context.extend(TOKENS[4:6], 1)
+    monkeypatch.undo()
+    assert context.tokens == []
+    np.testing.assert_array_equal(context.extend(TOKENS[:4], 1), expected)
+
+
+def test_a_prompt_that_goes_on_reuses_the_state_and_another_one_does_not(recurrent_file, kernel_cache):
+    with gguf_moe.load(recurrent_file, threads=2, n_ctx=64, cache_dir=kernel_cache) as model:
+
+        def generate(prompt):
+            generation = model.generate(prompt, max_tokens=4, temperature=0)
+            list(generation)
+            return generation.result
+
+        first = generate(TOKENS)
+        longer = [*TOKENS, *first.token_ids, 7]
+        held = len(TOKENS) + len(first.token_ids) - 1  # the last token was not computed
+        after = generate(longer)
+        again = generate(longer)
+        assert (first.n_reused, after.n_reused, again.n_reused) == (0, held, 0)
+        assert after.token_ids == again.token_ids
+        assert generate(TOKENS).token_ids == first.token_ids
+
+
+def test_memory_counts_states_and_the_caches_of_other_layers(context, recurrent_file):
+    with open_checkpoint(recurrent_file) as checkpoint:
+        hparams = read_hparams(checkpoint.metadata, find_arch(checkpoint.metadata))
+    buffers = context.graph.buffers().values()
+    states = sum(4 * b.rows * b.cols for b in buffers if "_states_l" in b.name)
+    caches = sum(2 * b.rows * b.cols for b in buffers if b.name.startswith("cache_"))
+    assert placement.state_bytes(hparams) == states
+    assert placement.cache_bytes(hparams, context.n_ctx, Kind.F16) == caches
+
+
+def test_a_gpu_is_not_used(recurrent_file):
+    with open_checkpoint(recurrent_file) as checkpoint:
+        arch = find_arch(checkpoint.metadata)
+        hparams = read_hparams(checkpoint.metadata, arch)
+        weights = load_weights(checkpoint, arch, hparams)
+        assert open_device("auto", arch, hparams, weights, None) is None
+        with pytest.raises(UnsupportedModelError, match=r"the GPU does not have .* use --device cpu"):
+            open_device("cuda:0", arch, hparams, weights, None)
+
+
+def test_a_state_is_copied_with_all_its_tokens_or_not_at_all(crew_context, recurrent_file, assert_same_bits):
+    with crew_context(recurrent_file, 2, n_seq_max=3) as context:
+        a, b, c = context.sequences
+        expected = [context.step([Part(a, TOKENS[:6], 1)])[0].copy()]
+        assert context.copy_prefix(a, b, 5) == 0
+        assert context.copy_prefix(a, c, 6) == 6
+        assert (b.tokens, c.tokens) == ([], TOKENS[:6])
+        expected.append(context.step([Part(a, TOKENS[6:], 1)])[0].copy())
+        logits = context.step([Part(c, TOKENS[6:], 1)])[0].copy()
+        assert_same_bits(logits, expected[1])
+        assert_same_bits(context.step([Part(b, TOKENS[:6], 1)])[0], expected[0])
