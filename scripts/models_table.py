@@ -17,8 +17,9 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tiny_table import TINY, arch_of
+
 from gguf_moe import arch as architectures
-from gguf_moe.arch import ARCHS
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests" / "test_architectures.py"
@@ -27,7 +28,8 @@ TABLE = ROOT / "docs" / "models.md"
 HEAD = """\
 # Models
 
-The values of `general.architecture` that run here, and what the tests say about each.
+The values of `general.architecture` that run here, and what the tests say about each; one whose files have
+two forms has two lines.
 This page is written by `python scripts/models_table.py` from the results of `tests/test_architectures.py`;
 do not edit it.
 
@@ -55,7 +57,7 @@ COLUMNS = {
 
 @dataclass
 class Cell:
-    """The tests of one kind of one architecture."""
+    """The tests of one kind with one tiny file."""
 
     passed: list[bool] = field(default_factory=list)
     measured: str = ""
@@ -77,16 +79,17 @@ def run_tests() -> ET.Element:
 
 
 def cells(results: ET.Element) -> dict[tuple[str, str], Cell]:
-    """(architecture, test function) -> its results."""
+    """(tiny file, test function) -> its results."""
+    by_length = sorted(TINY, key=len, reverse=True)  # one name may begin with another
     found: dict[tuple[str, str], Cell] = {}
     for case in results.iter("testcase"):
         match = re.fullmatch(r"(\w+)\[(.+)\]", case.get("name", ""))
         if not match:
             continue
-        arch = next((name for name in ARCHS if name == match[2] or match[2].startswith(f"{name}-")), None)
-        if arch is None:
+        file = next((name for name in by_length if match[2] == name or match[2].startswith(f"{name}-")), None)
+        if file is None:
             continue
-        cell = found.setdefault((arch, match[1]), Cell())
+        cell = found.setdefault((file, match[1]), Cell())
         cell.passed.append(not any(case.findall(kind) for kind in ("failure", "error", "skipped")))
         for measured in case.iter("property"):
             number = float(measured.get("value", "nan"))
@@ -104,9 +107,11 @@ def models_of(arch: str) -> str:
 def table(found: dict[tuple[str, str], Cell]) -> str:
     rows = [["architecture", "models", *COLUMNS, "GPU"]]
     rows.append(["---"] * len(rows[0]))
-    for arch in sorted(ARCHS):
-        tests = [str(found.get((arch, test), Cell())) for test in COLUMNS.values()]
-        rows.append([f"`{arch}`", models_of(arch), *tests, "not yet"])
+    for file in sorted(TINY):
+        tests = [str(found.get((file, test), Cell())) for test in COLUMNS.values()]
+        arch, form = arch_of(file), TINY[file].form
+        models = f"{form} {models_of(arch)}" if form else models_of(arch)
+        rows.append([f"`{arch}`", models, *tests, "not yet"])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType
 from gguf.quants import dequantize, quantize
 from model_file import add_key
-from tiny_table import COMMON, N_LAYER, TINY
+from tiny_table import COMMON, N_LAYER, TINY, arch_of
 
 from gguf_moe.arch import ARCHS
 from gguf_moe.arch.base import Shape
@@ -39,11 +39,11 @@ PIECES = (
 )  # fmt: skip
 
 
-def write_tiny(arch: str, path: Path, *, quantized: bool = False) -> Path:
-    """Write the tiny file of an architecture, quantized or with the same weights in F32; returns the path."""
-    tiny = TINY[arch]
+def write_tiny(name: str, path: Path, *, quantized: bool = False) -> Path:
+    """Write a file of TINY, quantized or with the same weights in F32; returns the path."""
+    tiny, arch = TINY[name], arch_of(name)
     writer = GGUFWriter(path, arch)
-    writer.add_name(f"tiny {arch}")
+    writer.add_name(f"tiny {name}")
     n_vocab = _add_bpe(writer, tiny.pre) if tiny.pre else _add_spm(writer)
     keys: dict[str, Any] = COMMON | dict(tiny.keys)
     keys["block_count"] = N_LAYER + tiny.n_nextn
@@ -51,14 +51,14 @@ def write_tiny(arch: str, path: Path, *, quantized: bool = False) -> Path:
         keys["nextn_predict_layers"] = tiny.n_nextn
     for key, value in keys.items():
         add_key(writer, f"{arch}.{key}", value)
-    tensors = dict(_tensors(arch, keys, n_vocab))
-    head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
-    for name, shape in tensors.items():
-        data, qtype = _random(arch, name, shape, tiny.output_gain if name == head else None), None
-        if len(shape) > 1 and not any(part in name for part in F32_PARTS):
-            rows, qtype = _quantized(name, data, tiny.expert_type)
+    shapes = dict(_tensors(name, keys, n_vocab))
+    head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
+    for tensor, shape in shapes.items():
+        data, qtype = _random(name, tensor, shape, tiny.output_gain if tensor == head else None), None
+        if len(shape) > 1 and not any(part in tensor for part in F32_PARTS):
+            rows, qtype = _quantized(tensor, data, tiny.expert_type)
             data = rows if quantized else dequantize(rows, qtype)
-        writer.add_tensor(name, data, raw_dtype=qtype if quantized else None)
+        writer.add_tensor(tensor, data, raw_dtype=qtype if quantized else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -79,9 +79,10 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _tensors(arch: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _tensors(file: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes, outermost dimension first."""
-    table, tiny, sizes = ARCHS[arch], TINY[arch], _sizes(arch, keys, n_vocab)
+    arch = arch_of(file)
+    table, tiny, sizes = ARCHS[arch], TINY[file], _sizes(file, keys, n_vocab)
 
     def chosen(prefix: str, tables: Mapping[str, Shape]) -> Iterator[tuple[str, tuple[int, ...]]]:
         for name, shape in tables.items():
@@ -97,6 +98,8 @@ def _tensors(arch: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple
             del attention["attn_q.weight"], attention["attn_k.weight"], attention["attn_v.weight"]
             n_qkv = sizes["n_embd_q"] + sizes["n_embd_k_gqa"] + sizes["n_embd_v_gqa"]
             yield f"{blk}attn_qkv.weight", (n_qkv, n_embd)
+        for size, (where_it_is, where_not) in table.block_forms.items():
+            attention |= where_it_is if sizes[size] else where_not
         yield from chosen(blk, attention)
         if il < tiny.n_dense:
             yield from chosen(blk, table.dense_tensors)
@@ -114,25 +117,35 @@ def _tensors(arch: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple
                 yield f"{blk}layer_output_norm.weight", (n_embd,)
 
 
-def _sizes(arch: str, keys: Mapping[str, Any], n_vocab: int) -> dict[str, int]:
+def _sizes(file: str, keys: Mapping[str, Any], n_vocab: int) -> dict[str, int]:
     """The sizes by the names of the tables."""
     n_embd, n_head = keys["embedding_length"], keys["attention.head_count"]
     n_embd_head = keys.get("attention.key_length", n_embd // n_head)
     n_embd_gqa = keys["attention.head_count_kv"] * n_embd_head
+    n_rot, n_lora_kv = keys.get("rope.dimension_count", n_embd_head), keys.get("attention.kv_lora_rank", 0)
+    n_embd_head_k = keys.get("attention.key_length_mla", n_embd_head)
+    n_embd_head_v = keys.get("attention.value_length_mla", keys.get("attention.value_length", n_embd_head))
     return {
         "n_vocab": n_vocab,
         "n_embd": n_embd,
         "n_head": n_head,
-        "n_embd_q": n_head * n_embd_head,
-        "n_embd_q_gate": 2 * n_head * n_embd_head,
-        "n_embd_out": n_head * n_embd_head,
+        "n_embd_q": n_head * n_embd_head_k,
+        "n_embd_q_gate": 2 * n_head * n_embd_head_k,
+        "n_embd_out": n_head * n_embd_head_v,
         "n_embd_k_gqa": n_embd_gqa,
         "n_embd_v_gqa": n_embd_gqa,
         "n_embd_head_k": n_embd_head,
-        "n_rot_pairs": keys.get("rope.dimension_count", n_embd_head) // 2,
+        "n_rot_pairs": n_rot // 2,
+        "n_lora_q": keys.get("attention.q_lora_rank", 0),
+        "n_lora_kv": n_lora_kv,
+        "is_mla": "attention.key_length_mla" in keys,
+        "n_embd_head_v_mla": n_embd_head_v,
+        "n_embd_head_qk_nope": n_embd_head_k - n_rot,
+        "n_embd_kv_a": n_lora_kv + n_rot,
+        "n_embd_kv_b": n_head * (n_embd_head_k - n_rot + n_embd_head_v),
         "n_ff": keys["feed_forward_length"],
         "n_ff_exp": keys.get("expert_feed_forward_length", keys["feed_forward_length"]),
-        "n_ff_shexp": TINY[arch].shared,
+        "n_ff_shexp": TINY[file].shared,
         "n_expert": keys["expert_count"],
         **_ssm_sizes(keys),
     }

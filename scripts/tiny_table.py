@@ -32,6 +32,10 @@ class Tiny:
     output_gain: float = 2.5
     expert_type: GGMLQuantizationType | None = None
     """Of the experts in the quantized file; None: a mix of Q4_0 and Q5_1."""
+    arch: str = ""
+    """Its architecture, where the file is a second form of one; else its own name says it."""
+    form: str = ""
+    """What is special about the files of this form, as words before the names of models."""
 
 
 COMMON = {
@@ -55,6 +59,18 @@ DELTA_NET = {
     "ssm.group_count": 2,
     "ssm.time_step_rank": 4,
     "ssm.inner_size": 64,
+}
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 128,
+}
+LATENT = {
+    "attention.kv_lora_rank": 64,
+    "rope.dimension_count": 16,
+    "leading_dense_block_count": 1,
+    "expert_feed_forward_length": 32,
+    "expert_shared_count": 2,
 }
 
 TINY: dict[str, Tiny] = {
@@ -99,6 +115,49 @@ TINY: dict[str, Tiny] = {
             "rope.scaling.type": "none",
         },
         ("output.weight",),
+        n_dense=1,
+        shared=64,
+    ),
+    "deepseek2": Tiny(
+        "deepseek-v3",
+        keys={
+            **LATENT,
+            "attention.q_lora_rank": 32,
+            "attention.head_count_kv": 1,
+            "attention.key_length": 80,
+            "attention.value_length": 64,
+            "attention.key_length_mla": 48,
+            "attention.value_length_mla": 32,
+            "attention.temperature_scale": 0.25,
+            "attention.temperature_length": 20,
+            "expert_count": 16,
+            "expert_used_count": 4,
+            "expert_group_count": 4,
+            "expert_group_used_count": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+            **SIGMOID,
+            **YARN,
+            "rope.scaling.yarn_log_multiplier": 0.0707,
+        },
+        optional=("output.weight", "exp_probs_b.bias"),
+        n_dense=1,
+        n_nextn=1,
+        shared=64,
+    ),
+    "deepseek2-old": Tiny(
+        "deepseek-llm",
+        arch="deepseek2",
+        form="files of before April 2025, without compressed queries, of",
+        keys={
+            **LATENT,
+            "attention.q_lora_rank": 0,
+            "attention.head_count_kv": 4,
+            "attention.key_length": 48,
+            "attention.value_length": 32,
+            **YARN,
+        },
+        optional=("output.weight",),
         n_dense=1,
         shared=64,
     ),
@@ -194,9 +253,7 @@ TINY: dict[str, Tiny] = {
         {
             "expert_feed_forward_length": 32,
             "attention.sliding_window": 24,
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 4.0,
-            "rope.scaling.original_context_length": 128,
+            **YARN,
             **WIDE_HEADS,
         },
         ("output.weight", *QKV_BIAS),
@@ -208,9 +265,7 @@ TINY: dict[str, Tiny] = {
             "expert_feed_forward_length": 32,
             "attention.sliding_window": 24,
             "attention.sliding_window_pattern": [True, False, True],
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 4.0,
-            "rope.scaling.original_context_length": 128,
+            **YARN,
             **WIDE_HEADS,
         },
         ("output.weight",),
@@ -246,3 +301,8 @@ TINY: dict[str, Tiny] = {
         shared=64,
     ),
 }
+
+
+def arch_of(name: str) -> str:
+    """The architecture of a tiny file."""
+    return TINY[name].arch or name

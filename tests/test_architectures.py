@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import gguf_moe
-from gguf_moe.arch import ARCHS
 from gguf_moe.graph.task import Kind
 
 ROOT = Path(__file__).parent.parent
@@ -24,11 +23,12 @@ try:
     import tiny_models
     from measures import log_softmax
     from tiny_fixtures import N_LOGITS, N_PROMPT, texts
+    from tiny_table import TINY
 finally:
     sys.path.pop(0)
 
 
-@pytest.fixture(scope="module", params=sorted(ARCHS))
+@pytest.fixture(scope="module", params=sorted(TINY))
 def arch(request):
     return request.param
 

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 try:
     import models_table
+    from tiny_table import TINY, arch_of
 finally:
     sys.path.pop(0)
 
@@ -23,7 +24,8 @@ def rows(text):
 def test_the_page_has_every_architecture_and_all_tests_passed():
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     assert text.startswith(models_table.HEAD)
-    assert [row[0] for row in rows(text)] == [f"`{name}`" for name in sorted(ARCHS)]
+    assert [row[0] for row in rows(text)] == [f"`{arch_of(name)}`" for name in sorted(TINY)]
+    assert {arch_of(name) for name in TINY} == set(ARCHS)
     assert "**no**" not in text
 
 
@@ -34,9 +36,12 @@ def test_cells_follow_from_the_results():
       <testcase name="test_f32_logits_are_llama_cpps[llama]">
         <properties><property name="nmse" value="1.6e-12"/></properties>
       </testcase>
+      <testcase name="test_token_ids[deepseek2-old]"/>
       <testcase name="test_the_oracle_gives_the_crews_bits[llama-f32_file]"/>
       <testcase name="test_the_oracle_gives_the_crews_bits[llama-quantized_file]"><error/></testcase>
     </suite>"""
-    table = {row[0]: row[2:] for row in rows(models_table.table(models_table.cells(ET.fromstring(results))))}
+    found = rows(models_table.table(models_table.cells(ET.fromstring(results))))
+    table = {row[0]: row[2:] for row in found}
     assert table["`llama`"] == ["yes", "2e-12", "**no**", "**no**", "**no**", "**no**", "not yet"]
     assert table["`glm4moe`"][0] == table["`olmoe`"][0] == "**no**"
+    assert [row[2] for row in found if row[0] == "`deepseek2`"] == ["**no**", "yes"]

@@ -60,6 +60,8 @@ class Arch:
 
     The norms of queries and keys, attn_q_norm and attn_k_norm, are as long as a head, or as all heads.
     """
+    block_forms: Mapping[str, tuple[Mapping[str, Shape], Mapping[str, Shape]]] = field(default_factory=dict)
+    """More tensors of each block, by a field of HParams: those where it is not 0, and those where it is."""
     moe_tensors: Mapping[str, Shape] = field(default_factory=dict)
     """More tensors of a block that has a router: biases, and the shared expert."""
     dense_tensors: Mapping[str, Shape] = field(default_factory=dict)
@@ -79,10 +81,14 @@ class Arch:
     gated_unit: GatedUnit = GatedUnit.SWIGLU
     expert_gating_func: Gating = Gating.SOFTMAX
     """What the router's logits go through where the file doesn't say."""
+    expert_gating_by_vocab: Mapping[int, Gating] = field(default_factory=dict)
+    """The same for files with a vocabulary of this size."""
     expert_weights_norm: bool = True
     """Whether the chosen experts' weights are made to sum to 1 where the file doesn't say."""
     experts_share_n_ff: bool = False
     """Where the file has no expert_feed_forward_length: the chosen experts have n_ff together, not each."""
+    latent_attention: bool = False
+    """Whether keys and values are made of a short row (MLA)."""
     n_swa_pattern: int = 0
     """Where the file has a sliding window but no pattern: every n-th layer sees all positions.
 

@@ -8,27 +8,13 @@ from typing import Any
 import numpy as np
 
 from gguf_moe.arch.base import Arch, RopeStyle
+from gguf_moe.arch.latent import latent_heads, temperature
+from gguf_moe.arch.limits import MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH
+from gguf_moe.arch.rope_scaling import RopeScaling, read_rope_scaling
 from gguf_moe.arch.ssm import Ssm, read_ssm, recurrent_layers
 from gguf_moe.checkpoint.metadata import Metadata
 from gguf_moe.errors import GGUFError
 from gguf_moe_kernels.gating import Gating
-
-MAX_LAYERS, MAX_EXPERTS = 512, 1024
-"""llama.cpp's limits (LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS)."""
-MAX_CONTEXT = 1 << 30
-MAX_WIDTH = 1 << 24
-
-
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """How positions beyond the trained context are squeezed in. `type` is none, linear, yarn or longrope."""
-
-    type: str
-    factor: float
-    n_ctx_orig: int
-    attn_factor: float
-    beta_fast: float
-    beta_slow: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +32,21 @@ class HParams:
     n_embd_head_k: int
     n_embd_head_v: int
     n_rot: int
+    n_lora_q: int
+    """Width of the row that queries are made of; 0 where they are made without one."""
+    n_lora_kv: int
+    """Width of the row that keys and values are made of (latent attention); 0 where they are made without."""
+    is_mla: bool
+    """Whether that row is what the KV cache holds, as one head."""
+    n_embd_head_k_mla: int
+    n_embd_head_v_mla: int
+    """Widths of a query's head and of what it finds, which with is_mla are not those of the cache."""
     f_norm_rms_eps: float
     f_attention_scale: float
+    f_attn_temp_scale: float
+    """How much queries grow with their position: see arch.positions; 0 for not at all."""
+    n_attn_temp_floor_scale: int
+    f_attn_temp_offset: float
     f_embedding_scale: float
     f_residual_scale: float
     """Of what attention and feed-forward add to the residual stream."""
@@ -83,7 +82,7 @@ class HParams:
     @property
     def n_embd_q(self) -> int:
         """Width of all query heads."""
-        return self.n_head * self.n_embd_head_k
+        return self.n_head * self.n_embd_head_k_mla
 
     @property
     def n_embd_q_gate(self) -> int:
@@ -103,7 +102,27 @@ class HParams:
     @property
     def n_embd_out(self) -> int:
         """Width of the attention's output, before it is projected back to n_embd."""
-        return self.n_head * self.n_embd_head_v
+        return self.n_head * self.n_embd_head_v_mla
+
+    @property
+    def n_embd_head_qk_nope(self) -> int:
+        """Width of the part of a head that rope leaves, in latent attention."""
+        return self.n_embd_head_k_mla - self.n_rot
+
+    @property
+    def n_embd_kv_a(self) -> int:
+        """Width of the row that keys and values are made of, with the part for rope behind it."""
+        return self.n_lora_kv + self.n_rot
+
+    @property
+    def n_embd_kv_b(self) -> int:
+        """Width of the keys, without their part for rope, and values of all heads."""
+        return self.n_head * (self.n_embd_head_qk_nope + self.n_embd_head_v_mla)
+
+    @property
+    def n_embd_cache(self) -> int:
+        """How many elements the KV cache of a layer has for a position."""
+        return self.n_embd_k_gqa + (0 if self.is_mla else self.n_embd_v_gqa)
 
     @property
     def n_rot_pairs(self) -> int:
@@ -120,22 +139,24 @@ def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
     n_embd = keys.integer("embedding_length", minimum=1, maximum=MAX_WIDTH)
     n_ff = _same_in_all_layers(keys, "feed_forward_length", n_layer_all, 0, maximum=MAX_WIDTH)
     rope_freq_base = _frequency_base(keys, "rope.freq_base", 10000.0)
+    rope_scaling = read_rope_scaling(keys, arch, n_ctx_train)
+    n_vocab = _n_vocab(metadata)
     return HParams(
-        n_vocab=_n_vocab(metadata),
+        n_vocab=n_vocab,
         n_ctx_train=n_ctx_train,
         n_embd=n_embd,
         n_layer=n_layer,
         n_ff=n_ff,
-        **_heads(keys, arch, n_embd, n_layer_all),
+        **_attention(keys, arch, n_embd, n_layer_all, rope_scaling),
         f_norm_rms_eps=keys.number("attention.layer_norm_rms_epsilon", positive=True, maximum=1.0),
         f_embedding_scale=keys.number("embedding_scale", 0.0) or 1.0,
         f_residual_scale=keys.number("residual_scale", 0.0) or 1.0,
         f_logit_scale=keys.number("logit_scale", 0.0) or 1.0,
         rope_freq_base=rope_freq_base,
         rope_freq_base_swa=_frequency_base(keys, "rope.freq_base_swa", rope_freq_base),
-        rope_scaling=_rope_scaling(keys, n_ctx_train),
+        rope_scaling=rope_scaling,
         **_sliding_window(keys, arch, n_layer, n_layer_all),
-        **_experts(keys, arch, n_ff, n_layer_all),
+        **_experts(keys, arch, n_ff, n_vocab, n_layer_all),
         is_recr=recurrent_layers(keys, n_layer, n_layer_all)
         if arch.recurrent_tensors
         else (False,) * n_layer,
@@ -143,8 +164,21 @@ def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
     )
 
 
+def _attention(
+    keys: Metadata, arch: Arch, n_embd: int, n_layer_all: int, scaling: RopeScaling
+) -> dict[str, Any]:
+    """The fields about attention heads and what they compute."""
+    heads = _heads(keys, arch, n_embd, n_layer_all)
+    heads |= latent_heads(keys, arch, heads)
+    if arch.latent_attention:
+        scale = scaling.mscale**2 * heads["n_embd_head_k_mla"] ** -0.5
+    else:
+        scale = keys.number("attention.scale", 0.0, minimum=0.0) or heads["n_embd_head_k"] ** -0.5
+    return heads | {"f_attention_scale": scale} | temperature(keys, arch)
+
+
 def _heads(keys: Metadata, arch: Arch, n_embd: int, n_layer_all: int) -> dict[str, Any]:
-    """The fields about attention heads."""
+    """The fields about the heads in the KV cache."""
     n_head = _same_in_all_layers(keys, "attention.head_count", n_layer_all, None, maximum=MAX_WIDTH)
     n_head_kv = _same_in_all_layers(keys, "attention.head_count_kv", n_layer_all, n_head, maximum=n_head)
     if n_head % n_head_kv:
@@ -168,7 +202,6 @@ def _heads(keys: Metadata, arch: Arch, n_embd: int, n_layer_all: int) -> dict[st
         "n_embd_head_v": n_embd_head_v,
         "n_rot": n_rot,
         "rope_sections": _rope_sections(keys, n_rot) if arch.rope is RopeStyle.IMROPE else (),
-        "f_attention_scale": keys.number("attention.scale", 0.0, minimum=0.0) or n_embd_head_k**-0.5,
     }
 
 
@@ -185,7 +218,7 @@ def _sliding_window(keys: Metadata, arch: Arch, n_layer: int, n_layer_all: int) 
     return {"n_swa": n_swa, "is_swa": tuple(not n or il % n < n - 1 for il in range(n_layer))}
 
 
-def _experts(keys: Metadata, arch: Arch, n_ff: int, n_layer_all: int) -> dict[str, Any]:
+def _experts(keys: Metadata, arch: Arch, n_ff: int, n_vocab: int, n_layer_all: int) -> dict[str, Any]:
     """The fields about experts and their router."""
     if arch.dense_tensors:
         n_expert = keys.integer("expert_count", 0, minimum=0, maximum=MAX_EXPERTS)
@@ -210,7 +243,7 @@ def _experts(keys: Metadata, arch: Arch, n_ff: int, n_layer_all: int) -> dict[st
         "n_ff_exp": _same_in_all_layers(
             keys, "expert_feed_forward_length", n_layer_all, n_ff_exp, maximum=MAX_WIDTH
         ),
-        "expert_gating_func": _gating(keys, arch),
+        "expert_gating_func": _gating(keys, arch, n_vocab),
         "expert_weights_norm": keys.boolean("expert_weights_norm", arch.expert_weights_norm),
         "expert_weights_scale": keys.number("expert_weights_scale", 0.0) or 1.0,
         "n_expert_groups": n_group,
@@ -237,8 +270,9 @@ def _n_vocab(metadata: Metadata) -> int:
     return n_vocab
 
 
-def _gating(keys: Metadata, arch: Arch) -> Gating:
-    value = keys.integer("expert_gating_func", arch.expert_gating_func)
+def _gating(keys: Metadata, arch: Arch, n_vocab: int) -> Gating:
+    default = arch.expert_gating_by_vocab.get(n_vocab, arch.expert_gating_func)
+    value = keys.integer("expert_gating_func", default)
     try:
         return Gating(value)
     except ValueError:
@@ -257,18 +291,3 @@ def _rope_sections(keys: Metadata, n_rot: int) -> tuple[int, ...]:
     if sections.shape != (4,) or sections.min() < 0 or not 0 < sections.sum(dtype=np.float64) <= n_rot:
         raise keys.wrong("rope.dimension_sections", f"an array of four numbers, together from 1 to {n_rot}")
     return tuple(int(n) for n in sections)
-
-
-def _rope_scaling(keys: Metadata, n_ctx_train: int) -> RopeScaling:
-    kind = keys.string("rope.scaling.type", "linear")
-    if kind not in ("none", "linear", "yarn", "longrope"):
-        raise keys.wrong("rope.scaling.type", "none, linear, yarn or longrope")
-    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0), minimum=0.0)
-    return RopeScaling(
-        type=kind,
-        factor=(factor or 1.0) if kind != "none" else 1.0,
-        n_ctx_orig=keys.integer("rope.scaling.original_context_length", n_ctx_train, minimum=1),
-        attn_factor=keys.number("rope.scaling.attn_factor", 1.0, positive=True),
-        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0, positive=True),
-        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0, positive=True),
-    )

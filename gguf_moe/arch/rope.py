@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from gguf_moe.arch.base import Arch
-from gguf_moe.arch.hparams import HParams, RopeScaling
+from gguf_moe.arch.hparams import HParams
+from gguf_moe.arch.rope_scaling import RopeScaling
 from gguf_moe.arch.weights import Weights
 
 
@@ -21,14 +22,12 @@ class RopeTable:
         frequencies = freq_base ** (-2.0 * np.arange(n_rot // 2) / n_rot)
         if factors is not None:
             frequencies /= factors.astype(np.float64)
-        magnitude = scaling.attn_factor
         interpolated = frequencies / scaling.factor
         if scaling.type == "yarn":
             kept = _yarn_ramp(n_rot, freq_base, scaling)
             interpolated = interpolated * (1.0 - kept) + frequencies * kept
-            magnitude *= 1.0 + 0.1 * math.log(max(1.0, scaling.factor))
         self._frequencies = interpolated  # f64 [n_rot / 2]
-        self._magnitude = magnitude
+        self._magnitude = scaling.magnitude
 
     def angles(self, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         """cos and sin of positions first .. first + n - 1, each float32 [n, n_rot / 2]."""

@@ -181,18 +181,23 @@ class _Finder:
 
     def attention(self, prefix: str) -> dict[str, Tensor]:
         """The tensors of a block but its feed-forward; those of a fused attn_qkv by their three names."""
-        hp = self.hparams
-        shapes = self.arch.block_tensors
+        shapes = dict(self.arch.block_tensors)
+        for field, (where_it_is, where_not) in self.arch.block_forms.items():
+            shapes |= where_it_is if self.size(field) else where_not
+        fused = self.fused_qkv(prefix, shapes) if "attn_k.weight" in shapes else {}
+        return fused | self.find(prefix, {name: shape for name, shape in shapes.items() if name not in fused})
+
+    def fused_qkv(self, prefix: str, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+        """The three parts of attn_qkv's matrix and bias, as far as the block has them."""
         widths = {role: self.size(shapes[f"attn_{role}.weight"].dimensions[1]) for role in "qkv"}
-        fused: dict[str, Tensor] = {}
-        for kind, inputs in (("weight", (hp.n_embd,)), ("bias", ())):
+        found: dict[str, Tensor] = {}
+        for kind, inputs in (("weight", (self.hparams.n_embd,)), ("bias", ())):
             name = f"{prefix}attn_qkv.{kind}"
             if name in self.checkpoint.tensors:
                 whole = self.checked(self.checkpoint.tensor(name, (*inputs, sum(widths.values()))))
                 parts = _cut_rows(whole, list(widths.values()))
-                fused |= {f"attn_{role}.{kind}": part for role, part in zip(widths, parts, strict=True)}
-        apart = {name: shape for name, shape in self.arch.block_tensors.items() if name not in fused}
-        return fused | self.find(prefix, apart)
+                found |= {f"attn_{role}.{kind}": part for role, part in zip(widths, parts, strict=True)}
+        return found
 
     def recurrent(self, prefix: str) -> dict[str, Tensor]:
         """The tensors of a recurrent block but its feed-forward; the input's matrix whole or in two."""
@@ -228,6 +233,7 @@ class _Finder:
         """Raise UnsupportedModelError for a tensor that is in none of the tables."""
         arch = self.arch
         in_blocks = {*arch.block_tensors, *arch.recurrent_tensors, *arch.moe_tensors, *arch.dense_tensors}
+        in_blocks |= {name for forms in arch.block_forms.values() for form in forms for name in form}
         for name in self.checkpoint.tensors:
             block = _BLOCK.match(name)
             if block is None:

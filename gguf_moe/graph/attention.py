@@ -1,16 +1,26 @@
-"""Attention with a KV cache: queries, keys and values, norms of heads, rope, and the projection back."""
+"""Attention: queries, keys and values, norms of heads, rope, and the projection back."""
 
 from __future__ import annotations
 
 from gguf_moe.arch.weights import Block
 from gguf_moe.graph.builder import Activations, Builder
+from gguf_moe.graph.kv_cache import attend
+from gguf_moe.graph.latent_attention import latent_attention
 from gguf_moe.graph.task import Buffer, Op, Rows
 
 
 def attention(builder: Builder, il: int, block: Block) -> None:
-    """l_out -> ffn_inp: norm, q/k/v, norms of heads, rope, KV cache, attention, projection, residual."""
-    hp = builder.hparams
+    """l_out -> ffn_inp: norm, attention over the KV cache, projection, residual."""
     normed = builder.block_norm(f"attn_norm-{il}", builder.l_out, block, "attn_norm")
+    heads = latent_attention if builder.hparams.n_lora_kv else plain_attention
+    kqv_out = heads(builder, il, block, normed)
+    x = builder.activations(f"kqv_out-{il}", kqv_out, (block["attn_output.weight"].qtype,))
+    builder.project(il, x, block, "attn_output", builder.l_out, builder.ffn_inp)
+
+
+def plain_attention(builder: Builder, il: int, block: Block, normed: Buffer) -> Buffer:
+    """attn_norm -> kqv_out, what all heads have found: q/k/v, norms of heads, rope, attention."""
+    hp = builder.hparams
     names = ("attn_q", "attn_k", "attn_v")
     x = builder.activations(f"attn_norm-{il}", normed, (block[f"{name}.weight"].qtype for name in names))
     q, k, v = (
@@ -21,34 +31,13 @@ def attention(builder: Builder, il: int, block: Block) -> None:
     for name, out in zip(names[1:], (k, v), strict=True):
         builder.matmul(f"{out.name}-{il}", x, block[f"{name}.weight"], out, bias=block.get(f"{name}.bias"))
     positions(builder, il, block, q, k)
-    cache_k, cache_v = (
-        Buffer(f"cache_{name}_l{il}", builder.kv_kind, builder.n_cells, width)
-        for name, width in (("k", hp.n_embd_k_gqa), ("v", hp.n_embd_v_gqa))
-    )
-    for new, cache in ((k, cache_k), (v, cache_v)):
-        inputs = {"x": new, **builder.cells}
-        builder.graph.add(cache.name, Op.KV_STORE, Rows.TOKENS, inputs=inputs, outputs={"cache": cache})
     kqv_out = builder.buffer("kqv_out", hp.n_embd_out)
-    builder.graph.add(
-        f"kqv_out-{il}",
-        Op.ATTENTION,
-        Rows.TOKENS,
-        inputs={"q": q, "k": cache_k, "v": cache_v, **builder.cells},
-        outputs={"out": kqv_out},
-        weights={"sinks": sinks} if (sinks := block.get("attn_sinks.weight")) else {},
-        options={
-            "n_head": hp.n_head,
-            "n_head_kv": hp.n_head_kv,
-            "n_swa": hp.n_swa if hp.is_swa[il] else 0,
-            "scale": hp.f_attention_scale,
-        },
-    )
+    attend(builder, il, block, q, k, v, kqv_out)
     if gate:
         builder.graph.add(
             f"attn_gated-{il}", Op.SIGMOID_MUL, Rows.TOKENS, inputs={"gate": gate}, outputs={"x": kqv_out}
         )
-    x = builder.activations(f"kqv_out-{il}", kqv_out, (block["attn_output.weight"].qtype,))
-    builder.project(il, x, block, "attn_output", builder.l_out, builder.ffn_inp)
+    return kqv_out
 
 
 def queries(builder: Builder, il: int, x: Activations, block: Block, q: Buffer) -> Buffer | None:

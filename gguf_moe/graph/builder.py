@@ -169,6 +169,20 @@ class Builder:
             weights={"weight": weight},
         )
 
+    def concat(self, name: str, a: Buffer, b: Buffer, n_head: int, n_b: int) -> Buffer:
+        """The heads of a, each with the last n_b elements of the same head of b behind it."""
+        out = self.buffer(name.rpartition("-")[0], a.cols + n_head * n_b)
+        options = {"n_head": n_head, "n_b": n_b}
+        self.graph.add(
+            name, Op.CONCAT, Rows.TOKENS, inputs={"a": a, "b": b}, outputs={"out": out}, options=options
+        )
+        return out
+
+    def temperature(self, name: str, q: Buffer) -> None:
+        """Queries times the temperature of their positions, in place."""
+        factors = self.buffer("inp_attn_scale", 1)
+        self.graph.add(name, Op.SCALE_ROWS, Rows.TOKENS, inputs={"factors": factors}, outputs={"x": q})
+
     def rope(self, name: str, x: Buffer, n_head: int, table: str, first: int = 0) -> None:
         """Rope in place, from element `first` of each head on; `table` is the name of the angles, a key of
         arch.rope.rope_tables."""

@@ -28,11 +28,11 @@ def build_graph(
 ) -> Graph:
     """The graph of one step of up to n_tokens tokens, with n_ctx positions for each of n_seq_max sequences.
 
-    Its inputs are the buffers inp_tokens and out_ids, and the angles NAME_cos and NAME_sin of each of
-    arch.rope.rope_tables; with injects_routing also injected_topk, the experts of each token in each layer,
-    i32 [n_tokens, n_layer * n_expert_used]; with n_seq_max over 1 inp_cells, i32 [n_tokens, 2]: the first
-    cell of a token's sequence in the KV cache, and its position. Its result is result_output,
-    f32 [n_outputs, n_vocab].
+    Its inputs are the buffers inp_tokens and out_ids, and those that arch.positions makes; with
+    injects_routing also injected_topk, the experts of each token in each layer, i32
+    [n_tokens, n_layer * n_expert_used]; with n_seq_max over 1 inp_cells, i32 [n_tokens, 2]: the first cell of
+    a token's sequence in the KV cache, and its position. Its result is result_output, f32
+    [n_outputs, n_vocab].
     """
     builder = Builder(
         arch,

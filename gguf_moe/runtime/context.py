@@ -9,7 +9,7 @@ import numpy as np
 
 from gguf_moe.arch.base import Arch
 from gguf_moe.arch.hparams import HParams
-from gguf_moe.arch.rope import rope_tables
+from gguf_moe.arch.positions import Positions
 from gguf_moe.arch.weights import Weights
 from gguf_moe.errors import ContextFullError, OptionError
 from gguf_moe.experts.routing import Recorder, Replay
@@ -61,7 +61,7 @@ class Context:
         self._replay = replay
         self._expert_layers = [il for il, block in enumerate(weights.blk) if block.experts]
         self._hparams = hparams
-        self._rope_tables = rope_tables(arch, hparams, weights, n_ctx)
+        self._positions = Positions(arch, hparams, weights, n_ctx)
         self._memory = Memory()
         self._weights = weights
         self._make_graph = functools.partial(
@@ -204,10 +204,8 @@ class Context:
 
     def _inputs(self, parts: Sequence[Part], n_tokens: int) -> dict[str, np.ndarray]:
         """What the graph reads of each token, by name."""
-        inputs: dict[str, np.ndarray] = {}
-        for name, table in self._rope_tables.items():
-            angles = [table.angles(len(part.sequence.tokens), len(part.tokens)) for part in parts]
-            inputs[f"{name}_cos"], inputs[f"{name}_sin"] = map(np.concatenate, zip(*angles, strict=True))
+        of_parts = [self._positions.inputs(len(part.sequence.tokens), len(part.tokens)) for part in parts]
+        inputs = {name: np.concatenate([of_part[name] for of_part in of_parts]) for name in of_parts[0]}
         if self._replay:
             inputs["injected_topk"] = self._replay.take(n_tokens)
         if len(self.sequences) > 1:

@@ -167,7 +167,8 @@ def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
     scores = Buffer("attention_scores", Kind.F32, n_threads * at_once, k.rows)
     special: dict[str, Value] = {
         "n_embd_head_k": k.cols // task.options["n_head_kv"],
-        "n_embd_head_v": v.cols // task.options["n_head_kv"],
+        "n_embd_head_v": task.outputs["out"].cols // task.options["n_head"],
+        "v_width": v.cols,
         "scores": memory.address(scores),
         "scores_stride": row_size(scores),
     }

@@ -78,11 +78,12 @@ KV_STORE = _struct("x cache n n_past cells rows")
 # token's own, h' = h / (n_head / n_head_kv)
 # n_swa: only the last n_swa of these positions, or all if 0
 # sinks: float32 [n_head], a score of each head that takes part in the softmax and has no value, or 0 for none
+# A row of v has v_width elements, which may be more than those of its heads, n_embd_head_v each.
 # scores: float32 [threads, n, n_ctx] for a kernel that takes n heads at once, scores_stride bytes a head
 HEADS_AT_ONCE = (1, 2, 4)
 ATTENTION = _struct(
-    "q k v sinks out n_head n_head_kv n_embd_head_k n_embd_head_v n_swa n_past cells scores scores_stride "
-    "rows",
+    "q k v sinks out n_head n_head_kv n_embd_head_k n_embd_head_v v_width n_swa n_past cells "
+    "scores scores_stride rows",
     "scale",
 )
 

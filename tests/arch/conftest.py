@@ -11,21 +11,23 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 try:
     import model_file
     import tiny_models
+    import tiny_table
 finally:
     sys.path.pop(0)
 
 
 @pytest.fixture
 def tiny_file(tmp_path):
-    """tiny_file("glm4moe", ...): the path of the architecture's tiny file, with changes.
+    """tiny_file("glm4moe", ...): the path of the tiny file of this name, with changes.
 
     keys: by name without the architecture; None leaves a key out. tensors: by name; another name, an F32
     array in its place or in addition, or None to leave it out.
     """
 
     def make(arch, keys=None, tensors=None):
+        name, arch = arch, tiny_table.arch_of(arch)
         keys = {f"{arch}.{key}": value for key, value in (keys or {}).items()}
-        reader = GGUFReader(tiny_models.write_tiny(arch, tmp_path / "unchanged.gguf"))
+        reader = GGUFReader(tiny_models.write_tiny(name, tmp_path / "unchanged.gguf"))
         path = tmp_path / f"{arch}.gguf"
         writer = GGUFWriter(path, arch)
         model_file.copy_keys(reader, writer, without=keys)

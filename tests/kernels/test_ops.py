@@ -184,6 +184,7 @@ def test_attention(
         out=out,
         n_embd_head_k=d_k,
         n_embd_head_v=d_v,
+        v_width=v.shape[1],
         n_past=n_past,
         cells=0,
         scores=scores,
@@ -211,6 +212,7 @@ def test_attention_of_several_sequences_is_that_of_each_alone(rng, call_op, asse
         out=out,
         n_embd_head_k=32,
         n_embd_head_v=32,
+        v_width=32,
         n_past=0,
         cells=cells,
         scores=scores,
@@ -223,6 +225,34 @@ def test_attention_of_several_sequences_is_that_of_each_alone(rng, call_op, asse
     assert_same_bits(out, expected)
     ops.attention(q, k, v, expected, 0, **heads, cells=cells)
     assert_same_bits(out, expected)
+
+
+def test_values_may_be_the_beginnings_of_keys(rng, call_op, assert_same_bits):
+    n_head, d_k, d_v, rows, n_past = 4, 96, 64, 3, 20
+    q, k = normal(rng, rows, n_head * d_k), normal(rng, 32, d_k)
+    out, expected, packed = empty(rows, n_head * d_v), empty(rows, n_head * d_v), empty(rows, n_head * d_v)
+    scores = empty(4, 32)
+    heads = {"n_head": n_head, "n_head_kv": 1, "scale": 0.1, "n_swa": 0}
+    sizes = {"n_embd_head_k": d_k, "n_embd_head_v": d_v, "v_width": d_k, "scores_stride": scores.strides[0]}
+    call_op(
+        "attention.attention_f32_4",
+        structs.ATTENTION,
+        q=q,
+        k=k,
+        v=k,
+        sinks=0,
+        out=out,
+        n_past=n_past,
+        cells=0,
+        scores=scores,
+        rows=rows,
+        **heads,
+        **sizes,
+    )
+    ops.attention(q, k, k, expected, n_past, **heads)
+    ops.attention(q, k, k[:, :d_v].copy(), packed, n_past, **heads)
+    assert_same_bits(out, expected)
+    assert_same_bits(expected, packed)
 
 
 def test_attention_is_near_the_truth(rng):

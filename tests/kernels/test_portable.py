@@ -67,7 +67,7 @@ SCRIPT = """if True:
     q, scores, out, expected = x.copy(), np.zeros(2, np.float32), np.zeros_like(x), np.zeros_like(x)
     heads = {"n_head": 2, "n_head_kv": 2, "scale": 0.2}
     op("attention.attention_f16_1", structs.ATTENTION,
-       {"q": q, "k": cache, "v": cache, "out": out, "n_embd_head_k": 40, "n_embd_head_v": 40,
+       {"q": q, "k": cache, "v": cache, "out": out, "n_embd_head_k": 40, "n_embd_head_v": 40, "v_width": 80,
         "n_past": past, "scores": scores, "scores_stride": 8, "rows": n, **heads})
     ops.attention(q, cache, cache, expected, 0, **heads)
     results["attention"] = [digest(out), digest(expected)]

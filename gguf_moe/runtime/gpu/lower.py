@@ -281,7 +281,7 @@ def _kv_store(task: Task, memory: DeviceMemory) -> GpuLowered:
 def _attention(task: Task, memory: DeviceMemory) -> GpuLowered:
     k, v, q = task.inputs["k"], task.inputs["v"], task.inputs["q"]
     n_head, n_head_kv = task.options["n_head"], task.options["n_head_kv"]
-    n_embd_head_v = v.cols // n_head_kv
+    n_embd_head_v = task.outputs["out"].cols // n_head
     # With many tokens there are blocks enough without cutting the cache.
     splits = attention_splits(k.rows, task.options["n_swa"]) if q.rows == 1 else 1
     stride = attention_scores_stride(n_embd_head_v, splits)
@@ -289,6 +289,7 @@ def _attention(task: Task, memory: DeviceMemory) -> GpuLowered:
     special: dict[str, Value] = {
         "n_embd_head_k": k.cols // n_head_kv,
         "n_embd_head_v": n_embd_head_v,
+        "v_width": v.cols,
         "scores": scores,
         "scores_stride": stride,
     }

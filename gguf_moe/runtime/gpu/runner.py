@@ -19,7 +19,6 @@ from gguf_moe.runtime.gpu.device import Device, wait
 from gguf_moe.runtime.gpu.fuse import fuse
 from gguf_moe.runtime.gpu.lower import (
     Launch,
-    check_ops,
     expert_sections,
     lower_to_crew,
     lower_to_gpu,
@@ -57,7 +56,7 @@ class StepProgram:
         self._device = device
         buffers = graph.buffers()
         inputs = [name for name in buffers if name.endswith(("_cos", "_sin"))]
-        inputs += ["inp_tokens", "out_ids", "injected_topk"]
+        inputs += ["inp_tokens", "out_ids", "injected_topk", "inp_attn_scale"]
         # Token embeddings are looked up in main memory and come as an input.
         embedded = next(task for task in graph.tasks if task.name == "inp_embd").outputs["out"]
         self._embedded = embedded.name
@@ -156,8 +155,6 @@ class GpuRunner:
         self._weights = DeviceWeights(device)
         self.slots = ExpertSlots(device, layers, self._weights, policy)
         graphs = {n: make_graph(n) for n in dict.fromkeys((1, n_batch))}
-        for graph in graphs.values():
-            check_ops(graph)
         self._caches = _allocate_caches(device, graphs[n_batch])
         self.programs = {
             n: StepProgram(device, graph, n, self._weights, self._caches, n_threads)

@@ -148,7 +148,7 @@ def make_attention(load_32: Callable[..., Any], load_1: Callable[..., Any], size
         head_kv = head // (n_head // n_head_kv)
         q, out = a.q + 4 * (token * n_head + head) * d_k, a.out + 4 * (token * n_head + head) * d_v
         k, k_stride = a.k + size * head_kv * d_k, size * n_head_kv * d_k
-        v, v_stride = a.v + size * head_kv * d_v, size * n_head_kv * d_v
+        v, v_stride = a.v + size * head_kv * d_v, size * a.v_width
         scores = a.scores + thread * n * a.scores_stride
         first, position = cell_of(a.cells, a.n_past, token)
         n_kv = position + 1

@@ -145,7 +145,7 @@ __device__ __forceinline__ int add_values(
     int sets = min(min(THREADS / threads, COLUMNS / d), 8), set = threadIdx.x / threads, i = threadIdx.x % threads * 4;
     if (set >= sets)
         return sets;
-    long long stride = Cache::SIZE * a.n_head_kv * d;
+    long long stride = Cache::SIZE * a.v_width;
     const unsigned char *v =
         at<const unsigned char>(a.v) + start * stride + Cache::SIZE * (part.head_kv * d + i);
     float sums[N_HEADS][4] = {};

@@ -144,11 +144,12 @@ def attention(
     With `cells`, as for kv_store, the cells seen are those of the token's sequence up to its own. A token
     sees the last n_swa positions, its own among them; with n_swa 0 it sees all. A sink, one number for a
     head, takes part in the softmax as a score does, but has no value. Values are added by fma in ascending
-    position.
+    position. The heads of v are as wide as those of out; what is behind them in a row is left.
     """
     n = len(q)
     queries = q.reshape(n, n_head, -1)
     group = n_head // n_head_kv
+    v = v[:, : out.shape[1] // group]
     for i, (start, position) in enumerate(own_cells(n, n_past, cells)):
         end = start + position + 1
         first = max(start, end - n_swa) if n_swa else start

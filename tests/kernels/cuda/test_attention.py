@@ -17,13 +17,14 @@ def normal(rng, *shape):
 
 @pytest.fixture
 def attend(call):
-    def run(q, k, v, *, n_head, n_head_kv, n_past, n_swa=0, sinks=None, scale=0.2, n_splits=1, few=""):
-        rows, d_k, d_v = len(q), q.shape[1] // n_head, v.shape[1] // n_head_kv
+    def run(q, k, v, *, n_head, n_head_kv, n_past, n_swa=0, sinks=None, scale=0.2, n_splits=1, few="", d_v=0):
+        rows, d_k, d_v = len(q), q.shape[1] // n_head, d_v or v.shape[1] // n_head_kv
         stride = attention_scores_stride(d_v, n_splits)
         scratch = np.zeros(max(rows * n_head * stride // 4, 1), np.float32)
         out = np.zeros((rows, n_head * d_v), np.float32)
         sizes = {"n_head": n_head, "n_head_kv": n_head_kv, "n_embd_head_k": d_k, "n_embd_head_v": d_v}
         name = f"attention.attention_{few}{'f16' if k.dtype == np.float16 else 'f32'}"
+        sizes["v_width"] = v.shape[1]
         options = {"n_swa": n_swa, "sinks": 0 if sinks is None else sinks, "scale": scale}
         for _ in range(2):  # the counters are back at 0 after the first
             out[:] = 0

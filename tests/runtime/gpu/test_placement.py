@@ -1,0 +1,31 @@
+"""Which device a model gets when the GPU cannot run it."""
+
+import logging
+
+import pytest
+
+from gguf_moe.arch import find_arch
+from gguf_moe.arch.hparams import read_hparams
+from gguf_moe.arch.weights import load_weights
+from gguf_moe.checkpoint import open_checkpoint
+from gguf_moe.errors import UnsupportedModelError
+from gguf_moe.graph.task import Op
+from gguf_moe.runtime.gpu import lower, placement
+from gguf_moe_kernels.quants import GGMLType
+
+
+@pytest.fixture
+def model(tiny_gguf, tmp_path):
+    with open_checkpoint(tiny_gguf(tmp_path / "model.gguf", qtypes=[GGMLType.Q4_K])) as checkpoint:
+        arch = find_arch(checkpoint.metadata)
+        hparams = read_hparams(checkpoint.metadata, arch)
+        yield arch, hparams, load_weights(checkpoint, arch, hparams)
+
+
+def test_a_model_with_an_operation_that_the_gpu_lacks_runs_on_the_cpu(model, monkeypatch, caplog):
+    monkeypatch.delitem(lower._LOWER, Op.ROPE)
+    with caplog.at_level(logging.INFO):
+        assert placement.open_device("auto", *model, None) is None
+    assert "runs on the CPU: the GPU does not have this model's rope operation yet" in caplog.text
+    with pytest.raises(UnsupportedModelError, match="rope operation yet; use --device cpu"):
+        placement.open_device("cuda:0", *model, None)
