@@ -26,6 +26,7 @@ from gguf_moe.errors import (
 )
 
 if TYPE_CHECKING:
+    from gguf_moe.chat import Conversation
     from gguf_moe.model import Model, Progress
     from gguf_moe.sample import Sampling
     from gguf_moe.text.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BusyError",
     "ContextFullError",
+    "Conversation",
     "DeviceError",
     "GGUFError",
     "GGUFMoeError",
@@ -50,7 +52,7 @@ __all__ = [
     "load_tokenizer",
 ]
 
-_LAZY = {"Model": "model", "Sampling": "sample", "Tokenizer": "text.tokenizer"}
+_LAZY = {"Conversation": "chat", "Model": "model", "Sampling": "sample", "Tokenizer": "text.tokenizer"}
 
 
 def load(path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Model:

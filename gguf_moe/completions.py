@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gguf_moe.generate import Result
-
-if TYPE_CHECKING:
-    from gguf_moe.model import Generation
+from gguf_moe.generate import Generation, Result
+from gguf_moe.text.reasoning import Kind, Segment, Splitter
 
 
 def completion(generation: Generation, model_name: str) -> dict[str, Any]:
@@ -40,12 +38,15 @@ def stream_completion(generation: Generation, model_name: str) -> Iterator[dict[
         generation.close()
 
 
-def chat_completion(generation: Generation, model_name: str) -> dict[str, Any]:
-    """Run a generation to its end; a "chat.completion" object."""
-    text = "".join(piece.text for piece in generation)
+def chat_completion(generation: Generation, splitter: Splitter, model_name: str) -> dict[str, Any]:
+    """Run a generation to its end; a "chat.completion" object. Thoughts go to reasoning_content."""
+    message = {"role": "assistant", "content": ""}
+    for segment in _segments(generation, splitter):
+        name = _FIELD[segment.kind]
+        message[name] = message.get(name, "") + segment.text
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": text},
+        "message": message,
         "logprobs": None,
         "finish_reason": generation.result.finish_reason,
     }
@@ -55,7 +56,9 @@ def chat_completion(generation: Generation, model_name: str) -> dict[str, Any]:
     }
 
 
-def stream_chat_completion(generation: Generation, model_name: str) -> Iterator[dict[str, Any]]:
+def stream_chat_completion(
+    generation: Generation, splitter: Splitter, model_name: str
+) -> Iterator[dict[str, Any]]:
     """The same as "chat.completion.chunk" objects: the role first, then text, then the finish_reason."""
     envelope = _envelope("chatcmpl", "chat.completion.chunk", model_name)
 
@@ -65,12 +68,20 @@ def stream_chat_completion(generation: Generation, model_name: str) -> Iterator[
 
     try:
         yield chunk({"role": "assistant", "content": ""}, None)
-        for piece in generation:
-            if piece.text:
-                yield chunk({"content": piece.text}, None)
+        for segment in _segments(generation, splitter):
+            yield chunk({_FIELD[segment.kind]: segment.text}, None)
         yield chunk({}, generation.result.finish_reason) | {"usage": _usage(generation.result)}
     finally:
         generation.close()
+
+
+_FIELD = {Kind.ANSWER: "content", Kind.COMMENTARY: "content", Kind.REASONING: "reasoning_content"}
+
+
+def _segments(generation: Generation, splitter: Splitter) -> Iterator[Segment]:
+    for piece in generation:
+        yield from splitter.push(piece.text)
+    yield from splitter.flush()
 
 
 def _envelope(prefix: str, kind: str, model_name: str) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from gguf_moe.runtime.context import Context
 from gguf_moe.sample import Sampler
+from gguf_moe.text.reasoning import overlap
 from gguf_moe.text.tokenizer import Tokenizer
 
 
@@ -44,6 +45,25 @@ class Result:
     def decode_tokens_per_s(self) -> float:
         """Speed of the tokens after the first, which the prefill gave."""
         return _rate(len(self.token_ids) - 1, self.decode_s)
+
+
+class Generation:
+    """An iterator over pieces of text. Closing it early, or dropping it, frees the model for the next one."""
+
+    def __init__(self, pieces: Generator[Piece], result: Result):
+        self._pieces = pieces
+        self.result = result
+        """What has been produced so far; complete when the iteration is over."""
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop generating."""
+        self._pieces.close()
 
 
 def decode_loop(
@@ -118,15 +138,9 @@ class TextStream:
             self.stopped = True
             self._held = ""
             return text[: min(found)]
-        hold = max((_overlap(text, s) for s in self._stop), default=0)
+        hold = max((overlap(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of text that is a beginning of stop."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _common_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:

@@ -22,7 +22,7 @@ from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import BusyError, ContextFullError, OptionError, TemplateError
 from gguf_moe.experts.heat import HeatOwner, load_heat, save_heat
 from gguf_moe.experts.routing import Recorder
-from gguf_moe.generate import Piece, Result, decode_loop
+from gguf_moe.generate import Generation, Piece, Result, decode_loop
 from gguf_moe.options import Options
 from gguf_moe.runtime import machine, placement
 from gguf_moe.runtime.context import Context
@@ -34,6 +34,7 @@ from gguf_moe.runtime.ready import prepare_gpu, start_on_cpu, start_on_gpu
 from gguf_moe.sample import Breakers, Sampler, Sampling, find_breakers
 from gguf_moe.sample.sampling import NAMES as SAMPLING_NAMES
 from gguf_moe.text.chat_template import ChatTemplate, find_chat_template
+from gguf_moe.text.reasoning import Splitter, splitter_for
 from gguf_moe.text.tokenizer import Tokenizer, build_tokenizer
 from gguf_moe_kernels.cpu.library import FillCache, KernelLibrary
 
@@ -48,25 +49,6 @@ class LoadTimes:
     load_s: float = 0.0
     compile_s: float = 0.0
     n_compiled: int = 0
-
-
-class Generation:
-    """An iterator over pieces of text. Closing it early, or dropping it, frees the model for the next one."""
-
-    def __init__(self, pieces: Generator[Piece], result: Result):
-        self._pieces = pieces
-        self.result = result
-        """What has been produced so far; complete when the iteration is over."""
-
-    def __iter__(self) -> Iterator[Piece]:
-        return self
-
-    def __next__(self) -> Piece:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Stop generating."""
-        self._pieces.close()
 
 
 class Model:
@@ -227,22 +209,35 @@ class Model:
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """An answer to OpenAI-style messages by the file's chat template; options as `generate`.
 
-        template_options are variables for the template (enable_thinking=False, ...). Raises TemplateError.
+        template_options are variables for the template (enable_thinking=False, ...). A message's
+        reasoning_content has what the model thought. Raises TemplateError.
         """
-        ids = self.chat_ids(messages, tools=tools, **template_options or {})
+        prompt = self.chat_prompt(messages, tools=tools, **template_options or {})
         complete = completions.stream_chat_completion if stream else completions.chat_completion
-        return complete(self.generate(ids, **options), self.path.stem)
+        generation = self.generate(self.tokenize_prompt(prompt), **options)
+        return complete(generation, self.splitter(prompt), self.path.stem)
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """The token ids of the prompt that the file's chat template makes of messages.
 
         `options` are variables for the template. Raises TemplateError.
         """
+        return self.tokenize_prompt(self.chat_prompt(messages, **options))
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """The text that the file's chat template makes of messages; options and errors as `chat_ids`."""
         if self.chat_template is None:
             raise TemplateError(f"{self.path}: the file has no chat template; give a raw prompt instead.")
-        text = self.chat_template.render([dict(message) for message in messages], **options)
-        bos_token = self.chat_template.bos_token
-        return self.tokenize(text, bos=False if bos_token and text.startswith(bos_token) else None)
+        return self.chat_template.render([dict(message) for message in messages], **options)
+
+    def tokenize_prompt(self, prompt: str) -> list[int]:
+        """Token ids of a chat template's text, which may begin with the BOS token."""
+        bos_token = self.chat_template.bos_token if self.chat_template else ""
+        return self.tokenize(prompt, bos=False if bos_token and prompt.startswith(bos_token) else None)
+
+    def splitter(self, prompt: str) -> Splitter:
+        """What separates thoughts from the answer to a prompt of the chat template."""
+        return splitter_for(self.chat_template.source if self.chat_template else "", prompt)
 
     def record_routing(self) -> Recorder:
         """Record from now on which experts are chosen; `routing` of the result is what save_routing takes.

@@ -261,6 +261,7 @@ def test_every_help_page_fits_and_works(command):
     names = re.findall(r"^  (\w+) ", command("--help").stdout.decode().split("Commands:")[1], re.MULTILINE)
     assert {
         "generate",
+        "chat",
         "tokenize",
         "detokenize",
         "inspect",

@@ -27,7 +27,8 @@ ALLOWED = {
     "gguf_moe.options": set(),
     "gguf_moe.sample": set(),
     "gguf_moe.generate": {"gguf_moe.runtime", "gguf_moe.sample", "gguf_moe.text"},
-    "gguf_moe.completions": {"gguf_moe.generate"},
+    "gguf_moe.completions": {"gguf_moe.generate", "gguf_moe.text"},
+    "gguf_moe.chat": {"gguf_moe.generate", "gguf_moe.text"},
     "gguf_moe.bench": {
         "gguf_moe.arch",
         "gguf_moe.checkpoint",

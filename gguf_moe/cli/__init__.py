@@ -13,7 +13,7 @@ import sys
 import click
 
 import gguf_moe
-from gguf_moe.cli import bench, evaluate, generate, inspect, text, warmup
+from gguf_moe.cli import bench, chat, evaluate, generate, inspect, text, warmup
 from gguf_moe.errors import GGUFMoeError
 
 INTERRUPTED = 130
@@ -27,6 +27,7 @@ def cli() -> None:
 
 for command in (
     generate.generate,
+    chat.chat,
     text.tokenize,
     text.detokenize,
     inspect.inspect,

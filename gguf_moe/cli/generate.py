@@ -17,11 +17,13 @@ from gguf_moe.cli.common import (
     runtime_options,
 )
 from gguf_moe.cli.sampling import sampling_options
+from gguf_moe.cli.summary import about, summary
 from gguf_moe.cli.usage import gpu_report, slots_line, usage_line
 
 if TYPE_CHECKING:
     from gguf_moe.experts.routing import Recorder
-    from gguf_moe.model import Generation, Model
+    from gguf_moe.generate import Generation
+    from gguf_moe.model import Model
     from gguf_moe.sample import Sampling
 
 
@@ -76,7 +78,7 @@ def generate(
     runtime["heat"] = heat if heat and heat.exists() else None
     with load(path, runtime, progress) as model:
         if verbose:
-            click.echo(_about(model), err=True)
+            click.echo(about(model), err=True)
         ids = _prompt_ids(model, text, chat)
         recorder = model.record_routing() if routing_file else None
         generation = model.generate(
@@ -91,7 +93,7 @@ def generate(
             progress.clear()
             if not as_json and generation.result.text:
                 click.echo()
-            click.echo(_summary(generation), err=True)
+            click.echo(summary(generation.result), err=True)
             if model.gpu:
                 click.echo(f"{slots_line(model.gpu)}; {usage_line(model.gpu.usage())}", err=True)
         _save(model, heat, routing_file, recorder)
@@ -101,26 +103,6 @@ def generate(
 
 def _prompt_ids(model: Model, text: str, chat: bool) -> list[int]:
     return model.chat_ids([{"role": "user", "content": text}]) if chat else model.tokenize(text)
-
-
-def _about(model: Model) -> str:
-    hp = model.hparams
-    experts = f"{hp.n_expert} experts, {hp.n_expert_used} used" if hp.n_expert else "dense"
-    return (
-        f"{model.path.name}: {model.arch.name}, {hp.n_layer} layers, {experts}; context {model.n_ctx}, "
-        f"KV cache {model.kv_kind.value}, {model.n_threads} threads; "
-        f"loaded in {model.load_times.load_s:.2f} s, {model.load_times.n_compiled} kernels compiled"
-    )
-
-
-def _summary(generation: Generation) -> str:
-    """The final line."""
-    r = generation.result
-    return (
-        f"prompt {len(r.prompt_token_ids)} tokens, {r.prompt_tokens_per_s:.1f} tok/s; "
-        f"generated {len(r.token_ids)}, {r.decode_tokens_per_s:.1f} tok/s; "
-        f"first token {r.first_token_s:.2f} s"
-    )
 
 
 def _save(model: Model, heat: Path | None, routing_file: Path | None, recorder: Recorder | None) -> None:

@@ -1,0 +1,151 @@
+"""A conversation of several turns on one model's KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from gguf_moe.errors import OptionError
+from gguf_moe.generate import Generation, Result
+from gguf_moe.text.reasoning import Kind, Segment, Splitter
+
+if TYPE_CHECKING:
+    from gguf_moe.model import Model
+
+_QUESTION = {"role": "user", "content": "?"}
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class Conversation:
+    """Messages in OpenAI's form, and the tokens that the model has read and written for them.
+
+    A turn gives the model exactly the tokens of the turns before, so that none of them is computed again,
+    unless the chat template changes what came before (some leave out old thoughts).
+    template_options: variables for the chat template.
+    """
+
+    def __init__(
+        self, model: Model, system: str | None = None, template_options: Mapping[str, Any] | None = None
+    ):
+        self.model = model
+        self.template_options = dict(template_options or {})
+        self.messages: list[dict[str, Any]] = []
+        self.reset(system)
+
+    def reset(self, system: str | None = None) -> None:
+        """Begin anew; `system` None keeps the system prompt, "" takes it away."""
+        kept = [message for message in self.messages[:1] if message["role"] == "system"]
+        if system is not None:
+            kept = [{"role": "system", "content": system}] if system else []
+        self.messages = kept
+        self._text, self._ids = "", list[int]()
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the turns so far."""
+        return len(self._ids)
+
+    def check(self) -> None:
+        """Raise TemplateError if the model cannot chat."""
+        self._render([*self.messages, _QUESTION])
+
+    def replace(self, messages: list[dict[str, Any]]) -> None:
+        """Go on from other messages. Raises OptionError if they are not messages."""
+        for message in messages:
+            if not isinstance(message, dict) or message.get("role") not in ROLES:
+                raise OptionError(
+                    f"a message needs a role, one of {', '.join(ROLES)}: {str(message)[:80]!r}."
+                )
+            if not isinstance(message.get("content"), str):
+                raise OptionError(f"the message of the {message['role']} has no text as its content.")
+        self.messages = [dict(message) for message in messages]
+        self._text, self._ids = "", []
+
+    def ask(self, text: str, **options: Any) -> Turn:
+        """The answer to a user's message; options as for Model.generate. Raises what that raises.
+
+        If it raises, the conversation is as before. What is read of the turn is kept, also if it is closed
+        before its end.
+        """
+        return self._answer([*self.messages, {"role": "user", "content": text}], options)
+
+    def again(self, **options: Any) -> Turn:
+        """Another answer to the last message of the user. Raises OptionError if there is none."""
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            raise OptionError("there is no message to answer again; ask something first.")
+        return self._answer(self.messages[: asked[-1] + 1], options)
+
+    def _answer(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> Turn:
+        prompt, ids = self._prompt(messages)
+        generation = self.model.generate(ids, **options)
+        self.messages = messages
+        return Turn(self, prompt, generation, self.model.splitter(prompt))
+
+    def _prompt(self, messages: list[dict[str, Any]]) -> tuple[str, list[int]]:
+        """The prompt's text and tokens, which begin with those of the turns before if the text does."""
+        prompt = self._render(messages)
+        tokenizer = self.model.tokenizer
+        if self._text and prompt.startswith(self._text):
+            rest = tokenizer.encode(prompt[len(self._text) :], bos=False)
+            # A control token separates what comes before from what comes after.
+            if rest and tokenizer.is_control(rest[0]):
+                return prompt, self._ids + rest
+        return prompt, self.model.tokenize_prompt(prompt)
+
+    def finish(self, prompt: str, result: Result, answer: str, reasoning: str) -> None:
+        """Keep a turn's tokens and its message; a turn calls this at its end. Without an answer, neither."""
+        if not result.token_ids and not result.finish_reason:
+            self.messages = self.messages[:-1]
+            return
+        written = b"".join(map(self.model.tokenizer.token_bytes, result.token_ids))
+        self._text = prompt + written.decode(errors="replace")
+        self._ids = result.prompt_token_ids + result.token_ids
+        thoughts = {"reasoning_content": reasoning.strip()} if reasoning.strip() else {}
+        # Some templates put a space before an answer that the model has written too, others keep all.
+        for content in (answer, answer.strip()):
+            message = {"role": "assistant", "content": content, **thoughts}
+            prompt = self._render([*self.messages, message, _QUESTION])
+            if prompt.startswith(self._text):
+                break
+        self.messages = [*self.messages, message]
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        return self.model.chat_prompt(messages, **self.template_options)
+
+
+class Turn:
+    """An iterator over the parts of an answer. Close it to stop early; what was read is kept."""
+
+    def __init__(self, conversation: Conversation, prompt: str, generation: Generation, splitter: Splitter):
+        self.result = generation.result
+        """Numbers and tokens; complete when the iteration is over."""
+        self._conversation = conversation
+        self._prompt = prompt
+        self._generation = generation
+        self._splitter = splitter
+        self._said: list[Segment] = []
+        self._open = True
+
+    def __iter__(self) -> Iterator[Segment]:
+        try:
+            for piece in self._generation:
+                yield from self._keep(self._splitter.push(piece.text))
+            yield from self._keep(self._splitter.flush())
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop, and put what was said into the conversation. Twice is fine."""
+        self._generation.close()
+        if self._open:
+            self._open = False
+            answer, reasoning = (self._text(kind) for kind in (Kind.ANSWER, Kind.REASONING))
+            self._conversation.finish(self._prompt, self.result, answer, reasoning)
+
+    def _keep(self, segments: list[Segment]) -> list[Segment]:
+        self._said += segments
+        return segments
+
+    def _text(self, kind: Kind) -> str:
+        return "".join(segment.text for segment in self._said if segment.kind is kind)
