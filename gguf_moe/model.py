@@ -293,7 +293,13 @@ class Model:
         start = time.perf_counter()
         compiling = progress and (lambda name, done, total: progress("compiling", done, total))
         self.gpu, self.load_times.n_compiled = prepare_gpu(
-            self._context, device, self._library, self.n_threads, policy, compiling
+            self._context,
+            device,
+            self._library,
+            self.n_threads,
+            policy,
+            compiling,
+            prompt_bytes=budget.prompt_bytes,
         )
         self.load_times.compile_s = time.perf_counter() - start
         start_on_gpu(self._context, self.gpu, device, budget, self._checkpoint, self._library)

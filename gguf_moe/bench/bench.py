@@ -173,6 +173,7 @@ class Bench:
                 self._options.policy,
                 self._compiling,
                 [BANDWIDTH_KERNEL],
+                budget.prompt_bytes,
             )
             start_on_gpu(context, runner, device, budget, self._checkpoint, self._library)
             runner.slots.fill()

@@ -12,7 +12,7 @@ from gguf_moe.graph.attention import attention
 from gguf_moe.graph.builder import Builder
 from gguf_moe.graph.delta_net import delta_net
 from gguf_moe.graph.feed_forward import feed_forward
-from gguf_moe.graph.task import Graph, Kind, Op, Rows
+from gguf_moe.graph.task import Buffer, Graph, Kind, Op, Rows
 
 
 def build_graph(
@@ -25,8 +25,10 @@ def build_graph(
     kv_kind: Kind,
     injects_routing: bool = False,
     n_seq_max: int = 1,
+    n_outputs: int | None = None,
 ) -> Graph:
     """The graph of one step of up to n_tokens tokens, with n_ctx positions for each of n_seq_max sequences.
+    Logits are wanted of up to n_outputs of them, or of all.
 
     Its inputs are the buffers inp_tokens and out_ids, and those that arch.positions makes; with
     injects_routing also injected_topk, the experts of each token in each layer, i32
@@ -48,7 +50,7 @@ def build_graph(
         mixer = delta_net if hparams.is_recr[il] else attention
         mixer(builder, il, block)
         feed_forward(builder, il, block)
-    result(builder, weights)
+    result(builder, weights, n_outputs or n_tokens)
     return builder.graph
 
 
@@ -66,10 +68,17 @@ def embed(builder: Builder, weights: Weights) -> None:
         builder.scale("inp_scaled", builder.l_out, builder.l_out, builder.hparams.f_embedding_scale)
 
 
-def result(builder: Builder, weights: Weights) -> None:
+def result(builder: Builder, weights: Weights, n_outputs: int) -> None:
     """The wanted rows of l_out -> logits."""
     hp = builder.hparams
-    last, normed = builder.buffer("result_embd", hp.n_embd), builder.buffer("result_norm", hp.n_embd)
+    last, normed, logits = (
+        Buffer(name, Kind.F32, n_outputs, cols)
+        for name, cols in (
+            ("result_embd", hp.n_embd),
+            ("result_norm", hp.n_embd),
+            ("result_output", hp.n_vocab),
+        )
+    )
     builder.graph.add(
         "result_embd",
         Op.GET_ROWS,
@@ -80,7 +89,6 @@ def result(builder: Builder, weights: Weights) -> None:
     weight, bias = weights["output_norm.weight"], weights.get("output_norm.bias")
     builder.norm("result_norm", last, normed, weight, bias=bias, rows=Rows.OUTPUTS)
     x = builder.activations("result_norm", normed, (weights.output.qtype,), Rows.OUTPUTS)
-    logits = builder.buffer("result_output", hp.n_vocab)
     bias = weights.get("output.bias")
     builder.matmul("result_output", x, weights.output, logits, bias=bias, rows=Rows.OUTPUTS)
     if hp.f_logit_scale != 1.0:

@@ -102,20 +102,23 @@ class Context:
         n_expert_used = self._hparams.n_expert_used
         self._runner = CpuRunner(self._memory, program, crew, self._expert_layers, n_expert_used)
 
-    def prepare_gpu(self, device: Device, n_threads: int, policy: str) -> GpuRunner:
+    def prepare_gpu(self, device: Device, n_threads: int, policy: str, prompt_bytes: int) -> GpuRunner:
         """A runner for a GPU, which owns the device from now on.
 
         Before `start_gpu` its `kernels` must be prepared on the device, those of its `rows` in the library,
-        and room for experts allocated. The longest chunk of a prompt becomes what a post has room for.
+        and room for experts allocated. The longest chunk of a prompt becomes what a post has room for; with
+        prompt_bytes of device memory long prompts run in longer ones.
         """
         self.n_batch = min(self.n_batch, max(1, MOST_PLACES // max(1, self._hparams.n_expert_used)))
         return GpuRunner(
             device,
             self._weights,
-            lambda n_tokens: self._make_graph(n_tokens=n_tokens),
+            lambda n_tokens, n_outputs: self._make_graph(n_tokens=n_tokens, n_outputs=n_outputs),
             n_batch=self.n_batch,
+            n_ctx=self.n_ctx,
             n_threads=n_threads,
             policy=policy,
+            prompt_bytes=prompt_bytes,
         )
 
     def start_gpu(self, runner: GpuRunner, library: KernelLibrary) -> None:
@@ -137,12 +140,15 @@ class Context:
         self._check_room(self.sequences[0], len(tokens))
         n = len(tokens)
         logits = np.empty((n_outputs, self._hparams.n_vocab), np.float32)
-        for start in range(0, n, self.n_batch):
-            chunk = tokens[start : start + self.n_batch]
-            end = start + len(chunk)
+        assert self._runner is not None, "start() comes first"
+        end = 0
+        while end < n:
+            size = self._runner.long_step(n - end, n_outputs) or self.n_batch
+            chunk = tokens[end : end + size]
+            end += len(chunk)
             wanted = min(len(chunk), max(0, end - (n - n_outputs)))
             first = end - wanted - (n - n_outputs)
-            logits[first : first + wanted] = self.step([Part(self.sequences[0], chunk, wanted)])[0]
+            logits[first : first + wanted] = self._run([Part(self.sequences[0], chunk, wanted)])[0]
             if progress:
                 progress(end, n)
         return logits
@@ -154,25 +160,9 @@ class Context:
         interrupted, no sequence has become longer; with recurrent layers they are empty then. Raises
         ContextFullError.
         """
-        for part in parts:
-            self._check_room(part.sequence, len(part.tokens))
-        tokens = [token for part in parts for token in part.tokens]
-        assert len(tokens) <= self.n_batch, f"a step of {len(tokens)} tokens"
-        ends = np.cumsum([len(part.tokens) for part in parts])
-        outputs = [i for part, end in zip(parts, ends, strict=True) for i in range(end - part.n_outputs, end)]
-        assert self._runner is not None, "start() comes first"
-        n_past = len(parts[0].sequence.tokens)
-        try:
-            logits = self._runner.run(Step(tokens, n_past, outputs, self._inputs(parts, len(tokens))))
-        except BaseException:
-            for part in parts:
-                part.sequence.lose_states()
-            raise
-        for part in parts:
-            part.sequence.tokens.extend(part.tokens)
-        if self.recorder:
-            self.recorder.add(self._runner.chosen(len(tokens)))
-        return np.split(logits, np.cumsum([part.n_outputs for part in parts])[:-1])
+        n_tokens = sum(len(part.tokens) for part in parts)
+        assert n_tokens <= self.n_batch, f"a step of {n_tokens} tokens"
+        return self._run(parts)
 
     def truncate(self, n: int) -> int:
         """Forget all but the first n tokens of the first sequence, or all of them; how many remain."""
@@ -201,6 +191,27 @@ class Context:
             self._runner.close()
         self._runner = None
         self._memory = Memory()
+
+    def _run(self, parts: Sequence[Part]) -> list[np.ndarray]:
+        """A step of any length that the runner can take."""
+        for part in parts:
+            self._check_room(part.sequence, len(part.tokens))
+        tokens = [token for part in parts for token in part.tokens]
+        ends = np.cumsum([len(part.tokens) for part in parts])
+        outputs = [i for part, end in zip(parts, ends, strict=True) for i in range(end - part.n_outputs, end)]
+        assert self._runner is not None, "start() comes first"
+        n_past = len(parts[0].sequence.tokens)
+        try:
+            logits = self._runner.run(Step(tokens, n_past, outputs, self._inputs(parts, len(tokens))))
+        except BaseException:
+            for part in parts:
+                part.sequence.lose_states()
+            raise
+        for part in parts:
+            part.sequence.tokens.extend(part.tokens)
+        if self.recorder:
+            self.recorder.add(self._runner.chosen(len(tokens)))
+        return np.split(logits, np.cumsum([part.n_outputs for part in parts])[:-1])
 
     def _inputs(self, parts: Sequence[Part], n_tokens: int) -> dict[str, np.ndarray]:
         """What the graph reads of each token, by name."""

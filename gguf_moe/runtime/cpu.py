@@ -27,6 +27,9 @@ class CpuRunner:
         self._expert_layers = expert_layers
         self._n_expert_used = n_expert_used
 
+    def long_step(self, n_left: int, n_outputs: int) -> int:
+        return 0
+
     def run(self, step: Step) -> np.ndarray:
         n, n_outputs, memory = len(step.tokens), len(step.outputs), self._memory
         memory.set_step(step.n_past, n, n_outputs, n * self._n_expert_used)

@@ -38,9 +38,13 @@ def prepare_gpu(
     policy: str,
     compiling: Compiling | None,
     more_kernels: Sequence[str] = (),
+    prompt_bytes: int = 0,
 ) -> tuple[GpuRunner, int]:
-    """The same for a GPU, which gets the weights that are always used. `start_on_gpu` is the second half."""
-    runner = context.prepare_gpu(device, n_threads, policy)
+    """The same for a GPU, which gets the weights that are always used. `start_on_gpu` is the second half.
+
+    prompt_bytes of its memory are for long prompts.
+    """
+    runner = context.prepare_gpu(device, n_threads, policy, prompt_bytes)
     kernels = [*kernels_of(runner.rows), runner.embedding_kernel, *more_kernels]
     n_compiled = device.prepare(runner.kernels, compiling) + library.prepare(kernels, compiling)
     return runner, n_compiled

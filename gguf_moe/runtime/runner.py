@@ -25,6 +25,12 @@ class Step:
 class Runner(Protocol):
     """Owns a context's memory and whatever computes on it."""
 
+    def long_step(self, n_left: int, n_outputs: int) -> int:
+        """How many of n_left tokens to take in one step if more than a chunk of the context; else 0.
+
+        The last n_outputs of the n_left give logits.
+        """
+
     def run(self, step: Step) -> np.ndarray:
         """Run a step; its logits, float32 [len(outputs), n_vocab], until the next one.
 

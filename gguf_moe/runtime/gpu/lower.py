@@ -85,7 +85,7 @@ def expert_sections(graph: Graph) -> list[ExpertSection]:
 
 def check_ops(graph: Graph) -> None:
     """Raise UnsupportedModelError if the GPU does not have an op of the graph."""
-    if missing := sorted({task.op for task in graph.tasks} - set(_LOWER) - {Op.EXPERT_ROWS, Op.MOE_SUM}):
+    if missing := sorted({task.op for task in graph.tasks} - set(_LOWER)):
         raise UnsupportedModelError(
             f"the GPU does not have this model's {missing[0]} operation yet; use --device cpu."
         )
@@ -105,12 +105,8 @@ def lower_to_gpu(graph: Graph, memory: DeviceMemory, mailbox: Mailbox) -> list[L
         if task.op is Op.MOE_SUM:
             lowered = [_join(task, memory, mailbox, joins[id(task)], len(sections))]
         elif task.op is Op.EXPERT_ROWS:
-            special: dict[str, Value] = {"n_expert": task.outputs["used"].cols, "k": task.inputs["ids"].cols}
             layer, section = posts[id(task)]
-            lowered = [
-                ("moe.expert_rows", structs.EXPERT_ROWS, special),
-                _post(section, memory, mailbox, layer),
-            ]
+            lowered = [*_expert_rows(task, memory), _post(section, memory, mailbox, layer)]
         else:
             lowered = list(_LOWER[task.op](task, memory))
         before = [*task.after, *(posts[id(task)][1].x_tasks if id(task) in posts else ())]
@@ -124,6 +120,11 @@ def lower_to_gpu(graph: Graph, memory: DeviceMemory, mailbox: Mailbox) -> list[L
             last[id(task)] = [number] if is_chain else [*last[id(task)], number]
             after = (number,) if is_chain else after
     return launches
+
+
+def lower_alone(task: Task, memory: DeviceMemory) -> list[Launch]:
+    """The kernels of one task, in a step in which the GPU has all experts that it needs."""
+    return [_launch(task, memory, (), *kernel) for kernel in _LOWER[task.op](task, memory)]
 
 
 def ready_words(memory: DeviceMemory, n_layer: int) -> tuple[int, int]:
@@ -304,6 +305,16 @@ def _moe_topk(task: Task, memory: DeviceMemory) -> GpuLowered:
     yield "moe.moe_topk", structs.MOE_TOPK, special | given_ids(task, memory.address)
 
 
+def _expert_rows(task: Task, memory: DeviceMemory) -> GpuLowered:
+    special: dict[str, Value] = {"n_expert": task.outputs["used"].cols, "k": task.inputs["ids"].cols}
+    yield "moe.expert_rows", structs.EXPERT_ROWS, special
+
+
+def _moe_sum(task: Task, memory: DeviceMemory) -> GpuLowered:
+    special: dict[str, Value] = {"k": task.inputs["weights"].cols, "n": task.outputs["out"].cols}
+    yield "moe.moe_sum", structs.MOE_SUM, special
+
+
 def _gated_unit(task: Task, memory: DeviceMemory) -> GpuLowered:
     struct = {Op.SWIGLU: structs.SWIGLU, Op.SWIGLU_OAI: structs.SWIGLU_OAI, Op.GEGLU: structs.GEGLU}[task.op]
     yield f"elementwise.{task.op}", struct, {"n": task.outputs["gate"].cols}
@@ -333,6 +344,8 @@ _LOWER: dict[Op, Callable[[Task, DeviceMemory], GpuLowered]] = {
     Op.KV_STORE: _kv_store,
     Op.ATTENTION: _attention,
     Op.MOE_TOPK: _moe_topk,
+    Op.EXPERT_ROWS: _expert_rows,
+    Op.MOE_SUM: _moe_sum,
     Op.SWIGLU: _gated_unit,
     Op.SWIGLU_OAI: _gated_unit,
     Op.GEGLU: _gated_unit,

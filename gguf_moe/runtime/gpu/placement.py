@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 MOST_CUDA_BYTES = 1 << 30
 """What is taken before anything is allocated counts as CUDA's own memory, up to this: others may be there."""
+PROMPT_SHARE = 0.1
+"""Of the budget, for the activations of a long prompt and the experts that pass through."""
 SMALLER = 0.95
 """If the memory for experts cannot be had, this share of it is tried next."""
 
@@ -38,6 +40,11 @@ class GpuBudget:
         self._free, total = device.memory()
         self._cuda = min(total - self._free, MOST_CUDA_BYTES)
         self.nbytes = parse_vram(vram, total) if vram else free_budget(self._free) + self._cuda
+
+    @property
+    def prompt_bytes(self) -> int:
+        """What long prompts may take."""
+        return int(self.nbytes * PROMPT_SHARE)
 
     @property
     def left(self) -> int:

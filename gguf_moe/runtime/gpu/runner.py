@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from gguf_moe.arch.weights import Weights
+from gguf_moe.arch.weights import Experts, Weights
 from gguf_moe.checkpoint import Tensor
 from gguf_moe.errors import DeviceError
 from gguf_moe.graph.task import Graph, Kind, Rows
@@ -26,8 +26,10 @@ from gguf_moe.runtime.gpu.lower import (
     waited_address,
 )
 from gguf_moe.runtime.gpu.mailbox import Mailbox
-from gguf_moe.runtime.gpu.memory import DeviceMemory, DeviceWeights
+from gguf_moe.runtime.gpu.memory import DeviceWeights
+from gguf_moe.runtime.gpu.prompt import MOST_OUTPUTS, MakeGraph, PromptProgram, Threshold, find_room
 from gguf_moe.runtime.gpu.slots import ExpertSlots
+from gguf_moe.runtime.gpu.step import Embed, StepBuffers
 from gguf_moe.runtime.gpu.usage import Usage
 from gguf_moe.runtime.memory import Memory, row_size
 from gguf_moe.runtime.program import Program, Row
@@ -54,16 +56,8 @@ class StepProgram:
     ):
         self.n_tokens = n_tokens
         self._device = device
-        buffers = graph.buffers()
-        inputs = [name for name in buffers if name.endswith(("_cos", "_sin"))]
-        inputs += ["inp_tokens", "out_ids", "injected_topk", "inp_attn_scale"]
-        # Token embeddings are looked up in main memory and come as an input.
-        embedded = next(task for task in graph.tasks if task.name == "inp_embd").outputs["out"]
-        self._embedded = embedded.name
-        self.memory = DeviceMemory(device, weights, buffers.values(), inputs, caches)
-        self._embeddings = device.pinned(n_tokens * row_size(embedded))
-        self._embedded_address = self.memory.address(embedded)
-        self.n_embd = embedded.cols
+        self._buffers = StepBuffers(device, graph, n_tokens, weights, caches)
+        self.memory = self._buffers.memory
         self.sections = expert_sections(graph)
         x = {buffer.name: buffer for section in self.sections for buffer in section.x}
         n_places = max((s.sum.inputs["x"].rows for s in self.sections), default=1)
@@ -73,38 +67,23 @@ class StepProgram:
         self.host_memory = Memory()
         self.launches: list[Launch] = fuse(lower_to_gpu(graph, self.memory, self.mailbox), n_tokens)
         self.rows: list[Row] = lower_to_crew(graph, self.host_memory, self.mailbox, n_threads)
-        logits = buffers["result_output"]
-        self.n_vocab = logits.cols
-        self._logits_address = self.memory.address(logits)
-        self._logits = device.pinned(n_tokens * row_size(logits))
         self._zeros = device.pinned(ready_words(self.memory, len(self.sections))[1])
         self.program: Program | None = None
         self.n_expert_used = self.sections[0].rows.inputs["ids"].cols if self.sections else 1
         self._graph: Any = None
 
-    def write_inputs(
-        self, number: int, step: Step, embed: Callable[[Sequence[int], np.ndarray], None]
-    ) -> None:
-        """Put what the step needs where the device will copy it from."""
-        n, n_outputs = len(step.tokens), len(step.outputs)
-        n_places = n * self.n_expert_used
-        self.memory.set_step(number, step.n_past, n, n_outputs, n_places)
-        self.host_memory.set_step(step.n_past, n, n_outputs, n_places, number)
-        self.memory.input("inp_tokens")[:n, 0] = step.tokens
-        self.memory.input("out_ids")[:n_outputs, 0] = step.outputs
-        for name, rows in step.inputs.items():
-            self.memory.input(name)[:n] = rows
-        embed(step.tokens, self._embeddings.view(np.float32).reshape(-1, self.n_embd))
+    def write_inputs(self, number: int, step: Step, embed: Embed) -> None:
+        """Put what the step needs where the device and the crew will find it."""
+        n, n_places = len(step.tokens), len(step.tokens) * self.n_expert_used
+        self._buffers.write(number, step, n_places, embed)
+        self.host_memory.set_step(step.n_past, n, len(step.outputs), n_places, number)
 
     def queue(self, stream: Any, branches: Branches, slots: ExpertSlots) -> None:
         """Put all of a step on the stream: inputs, kernels, logits."""
-        self.memory.copy_inputs(stream)
+        self._buffers.copy_in(stream)
         slots.copy_tables(stream)
-        source = self._embeddings.__array_interface__["data"][0]
-        self._device.copy(stream, self._embedded_address, source, self._embeddings.nbytes)
         branches.queue(self.launches, self.launch)
-        target = self._logits.__array_interface__["data"][0]
-        self._device.copy(stream, target, self._logits_address, self._logits.nbytes)
+        self._buffers.copy_out(stream)
 
     def launch(self, stream: Any, launch: Launch, early: bool) -> None:
         """Queue one of the launches; see Device.launch."""
@@ -125,7 +104,7 @@ class StepProgram:
 
     def logits(self, n_outputs: int) -> np.ndarray:
         """Of the step that was run last: float32 [n_outputs, n_vocab]."""
-        return self._logits.view(np.float32).reshape(-1, self.n_vocab)[:n_outputs]
+        return self._buffers.logits(n_outputs)
 
     def chosen(self, n: int) -> list[list[int]]:
         """For each layer with experts the ids that the router chose for n tokens."""
@@ -135,18 +114,21 @@ class StepProgram:
 class GpuRunner:
     """Runs steps of one token or of up to n_batch tokens; the KV cache and all dense weights are on the GPU.
 
-    `make_graph(n_tokens)` builds a graph of that size. Before `start` comes `allocate_slots`.
+    Longer steps stream experts if prompt_bytes of device memory are enough for that (see prompt.py). Before
+    `start` comes `allocate_slots`.
     """
 
     def __init__(
         self,
         device: Device,
         weights: Weights,
-        make_graph: Callable[[int], Graph],
+        make_graph: MakeGraph,
         *,
         n_batch: int,
+        n_ctx: int,
         n_threads: int,
         policy: str,
+        prompt_bytes: int,
     ):
         self._device = device
         self._stream = device.stream()
@@ -154,12 +136,15 @@ class GpuRunner:
         layers = [block.experts for block in weights.blk if block.experts]
         self._weights = DeviceWeights(device)
         self.slots = ExpertSlots(device, layers, self._weights, policy)
-        graphs = {n: make_graph(n) for n in dict.fromkeys((1, n_batch))}
+        graphs = {n: make_graph(n, n) for n in dict.fromkeys((1, n_batch))}
         self._caches = _allocate_caches(device, graphs[n_batch])
         self.programs = {
             n: StepProgram(device, graph, n, self._weights, self._caches, n_threads)
             for n, graph in graphs.items()
         }
+        self._prompt = self._make_prompt(make_graph, layers, n_ctx, prompt_bytes)
+        self._threshold = Threshold()
+        self._last: StepProgram | PromptProgram = self.programs[1]
         self._n_threads = n_threads
         self._number = 0
         self._n_tokens = 0
@@ -171,7 +156,8 @@ class GpuRunner:
     @property
     def kernels(self) -> list[str]:
         """The GPU kernels of all steps."""
-        return list(dict.fromkeys(launch.kernel for p in self.programs.values() for launch in p.launches))
+        kernels = [launch.kernel for p in self.programs.values() for launch in p.launches]
+        return list(dict.fromkeys([*kernels, *(self._prompt.kernels if self._prompt else ())]))
 
     @property
     def n_threads(self) -> int:
@@ -203,13 +189,39 @@ class GpuRunner:
         while not self._weights.is_ready:
             wait(self._device, self._stream, STEP_LIMIT_S)
 
+    def long_step(self, n_left: int, n_outputs: int) -> int:
+        prompt = self._prompt
+        if not prompt:
+            return 0
+        n = min(n_left, prompt.n_tokens)
+        is_worth_it = n >= self._threshold.n_tokens and n > max(self.programs)
+        return n if is_worth_it and n_outputs - (n_left - n) <= MOST_OUTPUTS else 0
+
     def run(self, step: Step) -> np.ndarray:
-        start = time.perf_counter()
-        program = self._program_for(len(step.tokens))
         assert self._crew is not None
-        assert program.program is not None
         self._number += 1
         self.slots.commit_arrived()
+        start = time.perf_counter()
+        n = len(step.tokens)
+        if self._prompt and n > max(self.programs):
+            self._run_prompt(self._prompt, step)
+            self._threshold.streamed(time.perf_counter() - start)
+            self.slots.prefilled(self._prompt.chosen(n), n)
+            self._last = self._prompt
+        else:
+            program = self.programs[1 if n == 1 else max(self.programs)]
+            self._run_hybrid(program, step)
+            if n == program.n_tokens > 1:
+                self._threshold.computed(n, time.perf_counter() - start)
+            self.slots.used(program.chosen(n))
+            self._last = program
+        self._n_tokens += n
+        self._step_s += time.perf_counter() - start
+        return self._last.logits(len(step.outputs))
+
+    def _run_hybrid(self, program: StepProgram, step: Step) -> None:
+        assert self._crew is not None
+        assert program.program is not None
         program.write_inputs(self._number, step, self._embed)
         program.mailbox.set_abort(False)
         watch = _Watch(self._device, self._stream, program, self._number)
@@ -224,10 +236,12 @@ class GpuRunner:
         if program.mailbox.aborted:
             self._leave(program)
             raise DeviceError("the GPU waited too long for the CPU and gave a step up; try again.")
-        self.slots.used(program.chosen(len(step.tokens)))
-        self._n_tokens += len(step.tokens)
-        self._step_s += time.perf_counter() - start
-        return program.logits(len(step.outputs))
+
+    def _run_prompt(self, prompt: PromptProgram, step: Step) -> None:
+        try:
+            prompt.start(self._number, step, self._embed, self._stream)
+        finally:
+            wait(self._device, self._stream, STEP_LIMIT_S)
 
     def usage(self) -> Usage:
         """What happened since loading. Between steps only."""
@@ -237,15 +251,14 @@ class GpuRunner:
             hits=counts.hits,
             misses=counts.misses,
             uploads=counts.uploads,
-            uploaded_bytes=self.slots.uploaded_bytes,
+            uploaded_bytes=self.slots.uploaded_bytes + (self._prompt.streamed_bytes if self._prompt else 0),
             step_s=self._step_s,
             gpu_waited_s=sum(self._waited_ns(program) for program in self.programs.values()) / 1e9,
             cpu_waited_s=self._crew.waited_s if self._crew else 0.0,
         )
 
     def chosen(self, n_tokens: int) -> list[np.ndarray]:
-        program = self._program_for(n_tokens)
-        return [np.array(ids, np.int32).reshape(n_tokens, -1) for ids in program.chosen(n_tokens)]
+        return [np.array(ids, np.int32).reshape(n_tokens, -1) for ids in self._last.chosen(n_tokens)]
 
     def close(self) -> None:
         if self._crew:
@@ -255,8 +268,14 @@ class GpuRunner:
         self.slots.close()
         self._device.close()
 
-    def _program_for(self, n_tokens: int) -> StepProgram:
-        return self.programs[1 if n_tokens == 1 else max(self.programs)]
+    def _make_prompt(
+        self, make_graph: MakeGraph, layers: Sequence[Experts], n_ctx: int, prompt_bytes: int
+    ) -> PromptProgram | None:
+        room = find_room(make_graph, layers, prompt_bytes, n_ctx)
+        if not room:
+            return None
+        graph = make_graph(room.n_tokens, MOST_OUTPUTS)
+        return PromptProgram(self._device, graph, room, self._weights, self.slots, self._caches)
 
     def _waited_ns(self, program: StepProgram) -> int:
         address = self._waited.__array_interface__["data"][0]

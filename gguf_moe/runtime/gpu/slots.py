@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gguf_moe.arch.weights import Experts
+from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.experts.budget import SLOT_ALIGNMENT, slot_size
 from gguf_moe.experts.cache import MISSING, Cache, Upload
 from gguf_moe.experts.policies import Heat
@@ -38,6 +39,11 @@ class ExpertSlots:
         self._bases = [0] * len(layers)
         n = len(layers) * len(ROLES) * self.n_expert
         self._host = device.pinned(8 * max(n, 1))
+        self._roles = {
+            id(getattr(experts, name)): (layer, role)
+            for layer, experts in enumerate(layers)
+            for role, name in enumerate(ROLES)
+        }
         self._tables = self._host.view(np.int64)[:n].reshape(len(layers), len(ROLES), self.n_expert)
         self._device_tables = device.allocate(self._host.nbytes)
         for layer, experts in enumerate(layers):
@@ -62,6 +68,17 @@ class ExpertSlots:
         """Queue the copy of the tables to the device."""
         address = self._host.__array_interface__["data"][0]
         self._device.copy(stream, self._device_tables, address, self._host.nbytes)
+
+    def missing(self, tensors: ExpertTensors) -> list[int]:
+        """The experts of a layer that the device does not hold, given the matrices of any role."""
+        layer, role = self._roles[id(tensors)]
+        return np.nonzero(self._tables[layer, role] == 0)[0].tolist()
+
+    def prefilled(self, ids: Sequence[Sequence[int]], n_tokens: int) -> None:
+        """A prompt of n_tokens chose these experts, for each layer; the best of them are brought."""
+        counts = [np.bincount(layer, minlength=self.n_expert).tolist() for layer in ids]
+        self.cache.prefilled(counts, n_tokens)
+        self._start(self.cache.refill())
 
     def used(self, step_ids: Sequence[Sequence[int]]) -> None:
         """A step chose these experts, for each layer; uploads begin because of it."""

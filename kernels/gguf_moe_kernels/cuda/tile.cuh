@@ -62,7 +62,7 @@ struct Tile
     Shared<Block> &shared;
     const unsigned char *weight; // the first row
     long long row_size;
-    int last_row, n_blocks;
+    int last_row, n_tokens, n_blocks;
     int first_token, first_row; // of the warp
     float sum[M][N][4];
 
@@ -294,6 +294,9 @@ struct Tile
             take_weights(pass, step);
             take_activations(pass, step);
             __syncthreads();
+            // A warp whose outputs are all beyond the tile's end only helps to unpack.
+            if (first_token >= n_tokens || first_row > last_row)
+                continue;
             if constexpr (S::IS_LONG)
                 multiply_long();
             else

@@ -66,6 +66,7 @@ def hybrid_context(library, make_device):
         policy="decayed",
         fill=True,
         replay=None,
+        prompt_bytes=0,
     ):
         checkpoint = open_checkpoint(path)
         arch = find_arch(checkpoint.metadata)
@@ -75,7 +76,7 @@ def hybrid_context(library, make_device):
             arch, hparams, weights, n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, replay=replay
         )
         n_layer = sum(block.experts is not None for block in weights.blk)
-        runner = context.prepare_gpu(make_device(), n_threads, policy)
+        runner = context.prepare_gpu(make_device(), n_threads, policy, prompt_bytes)
         runner.allocate_slots([slots] * n_layer)
         with contextlib.closing(context):
             context.start_gpu(runner, library)

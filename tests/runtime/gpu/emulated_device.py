@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
+import time
 
 import numpy as np
 
@@ -96,6 +97,12 @@ class EmulatedDevice:
 
     def wait_for(self, stream, event):
         """Nothing to do in a graph: its jobs run in the order in which they were put."""
+        if stream.captured is None:
+            stream.put(lambda: self._await(event))
+
+    def _await(self, event):
+        while not self.is_done(event):
+            time.sleep(1e-4)
 
     def capture(self, stream, queue):
         jobs = []

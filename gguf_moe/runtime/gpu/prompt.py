@@ -1,0 +1,237 @@
+"""Long chunks of a prompt on the GPU alone: experts that it does not hold pass through its memory.
+
+Each layer's missing experts are copied while earlier layers are computed, whatever the routers will choose: a
+long chunk uses nearly all of them. So nothing of a step waits for the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gguf_moe.arch.weights import Experts
+from gguf_moe.checkpoint import ExpertTensors
+from gguf_moe.experts.budget import SLOT_ALIGNMENT
+from gguf_moe.graph.task import Graph, Op, Rows, Task
+from gguf_moe.runtime.gpu.device import Device
+from gguf_moe.runtime.gpu.lower import HOST_OPS, Launch, lower_alone
+from gguf_moe.runtime.gpu.memory import DeviceWeights
+from gguf_moe.runtime.gpu.ring import Ring
+from gguf_moe.runtime.gpu.slots import ROLES, ExpertSlots
+from gguf_moe.runtime.gpu.step import Embed, StepBuffers
+from gguf_moe.runtime.memory import row_size
+from gguf_moe.runtime.runner import Step
+from gguf_moe_kernels.quants import GGMLType
+
+FLOAT_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+MakeGraph = Callable[[int, int], Graph]
+"""make_graph(n_tokens, n_outputs): of steps that are not larger."""
+CHUNKS = (2048, 1536, 1024, 768, 512, 384, 256, 128)
+"""The most tokens of a chunk: the first of these that there is room for."""
+MOST_OUTPUTS = 16
+"""Logits that a chunk can give."""
+PIECE_SIZE = 32 << 20
+"""Bytes of a piece of the ring, at least."""
+FIRST_THRESHOLD = 128
+"""Tokens from which experts are streamed until both ways were measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What streaming takes of the device's memory."""
+
+    n_tokens: int
+    piece_size: int
+    n_pieces: int
+
+
+def find_room(make_graph: MakeGraph, layers: Sequence[Experts], nbytes: int, n_ctx: int) -> Room | None:
+    """How to use nbytes: a quarter for the ring, the rest for a chunk's activations. None ifthey are few."""
+    largest = max((max(getattr(experts, role).nbytes) for experts in layers for role in ROLES), default=0)
+    piece_size = max(PIECE_SIZE, -(-largest // SLOT_ALIGNMENT) * SLOT_ALIGNMENT)
+    n_pieces = max(2, nbytes // 4 // piece_size)
+    for n_tokens in CHUNKS if largest else ():
+        if n_tokens <= n_ctx:
+            buffers = make_graph(n_tokens, MOST_OUTPUTS).buffers().values()
+            needed = sum(b.rows * row_size(b) for b in buffers if not b.name.startswith("cache_"))
+            if needed + n_pieces * piece_size <= nbytes:
+                return Room(n_tokens, piece_size, n_pieces)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wave:
+    """Experts that come together, and the kernels that use them."""
+
+    tensors: ExpertTensors
+    experts: tuple[int, ...]
+    launches: tuple[Launch, ...]
+
+
+class PromptProgram:
+    """Steps of up to n_tokens tokens in which the GPU computes everything.
+
+    A matrix of a layer's experts is one task in the graph. Here it is a launch for the experts that the
+    device holds, and one for each wave of the others.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        graph: Graph,
+        room: Room,
+        weights: DeviceWeights,
+        slots: ExpertSlots,
+        caches: dict[str, int],
+    ):
+        self.n_tokens = room.n_tokens
+        self._device = device
+        self._slots = slots
+        self._buffers = StepBuffers(device, graph, room.n_tokens, weights, caches)
+        self._ring = Ring(device, room.piece_size, room.n_pieces)
+        memory = self._buffers.memory
+        self._tasks = [
+            (task, [_for_many(launch) for launch in lower_alone(task, memory)])
+            for task in graph.tasks
+            if task.name not in HOST_OPS
+        ]
+        self._ids = [task.inputs["ids"] for task, _ in self._tasks if task.op is Op.EXPERT_ROWS]
+        self._id_addresses = [memory.address(ids) for ids in self._ids]
+        self._n_expert_used = self._ids[0].cols
+        self._chosen = device.pinned(4 * room.n_tokens * self._n_expert_used * len(self._ids))
+        n_waves = sum(self._n_waves(task) for task, _ in self._tasks if task.op is Op.MATMUL_ID)
+        self._host_tables = device.pinned(8 * n_waves * slots.n_expert)
+        self._tables = self._host_tables.view(np.int64).reshape(n_waves, slots.n_expert)
+        self._device_tables = device.allocate(self._host_tables.nbytes)
+
+    @property
+    def kernels(self) -> list[str]:
+        """The kernels of all launches."""
+        return [launch.kernel for _, launches in self._tasks for launch in launches]
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of experts that came through the ring so far."""
+        return self._ring.copied_bytes
+
+    def start(self, number: int, step: Step, embed: Embed, stream: Any) -> None:
+        """Queue a whole step."""
+        self._buffers.write(number, step, len(step.tokens) * self._n_expert_used, embed)
+        waves = self._plan()
+        self._ring.start(stream)
+        self._buffers.copy_in(stream)
+        self._slots.copy_tables(stream)
+        source = self._host_tables.__array_interface__["data"][0]
+        self._device.copy(stream, self._device_tables, source, self._host_tables.nbytes)
+        n_places, done = len(step.tokens) * self._n_expert_used, 0
+        for task, launches in self._tasks:
+            if task.op is not Op.MATMUL_ID:
+                rows = n_places if task.rows is Rows.PLACES else len(step.tokens)
+                self._launch(stream, launches, rows if task.rows is not Rows.OUTPUTS else len(step.outputs))
+                continue
+            n_held = self._slots.n_expert - sum(len(wave.experts) for wave in waves[id(task)])
+            if n_held:
+                self._launch(stream, launches, n_places, n_held)
+            for wave in waves[id(task)]:
+                self._device.wait_for(stream, self._ring.bring(done, wave.tensors, wave.experts))
+                self._launch(stream, wave.launches, n_places, len(wave.experts))
+                self._ring.release(done, self._device.event(stream))
+                done += 1
+        self._copy_out(stream)
+
+    def is_idle(self) -> bool:
+        """Whether no expert is on its way."""
+        return self._ring.is_idle()
+
+    def logits(self, n_outputs: int) -> np.ndarray:
+        """Of the step that was run last: float32 [n_outputs, n_vocab]."""
+        return self._buffers.logits(n_outputs)
+
+    def chosen(self, n: int) -> list[list[int]]:
+        """For each layer with experts the ids that the router chose for n tokens."""
+        ids = self._chosen.view(np.int32).reshape(len(self._ids), -1)
+        return [of_layer.tolist() for of_layer in ids[:, : n * self._n_expert_used]]
+
+    def _plan(self) -> dict[int, list[_Wave]]:
+        """The waves of each task with experts, by its id. Writes their tables."""
+        plan: dict[int, list[_Wave]] = {}
+        n_waves = 0
+        for task, launches in self._tasks:
+            if task.op is not Op.MATMUL_ID:
+                continue
+            tensors, waves = task.experts("weight"), plan.setdefault(id(task), [])
+            missing, size = self._slots.missing(tensors), self._ring.n_in_wave(tensors)
+            for start in range(0, len(missing), size):
+                experts = tuple(missing[start : start + size])
+                self._tables[n_waves] = 0
+                self._tables[n_waves, experts] = self._ring.addresses(n_waves, tensors, len(experts))
+                table = self._device_tables + 8 * self._slots.n_expert * n_waves
+                waves.append(_Wave(tensors, experts, tuple(_with_table(x, table) for x in launches)))
+                n_waves += 1
+        return plan
+
+    def _n_waves(self, task: Task) -> int:
+        """The most waves that a task can need."""
+        return -(-self._slots.n_expert // self._ring.n_in_wave(task.experts("weight")))
+
+    def _launch(
+        self, stream: Any, launches: Iterable[Launch], rows: int, n_experts: int | None = None
+    ) -> None:
+        """Start kernels. With n_experts it is those of so many experts, which get that share of the rows."""
+        for launch in launches:
+            most = rows
+            if n_experts is not None and launch.kernel.startswith(MANY):
+                most = rows * n_experts // self._slots.n_expert
+            self._device.launch(stream, launch.kernel, launch.arguments, most)
+
+    def _copy_out(self, stream: Any) -> None:
+        self._buffers.copy_out(stream)
+        address, size = self._chosen.__array_interface__["data"][0], self._chosen.nbytes // len(self._ids)
+        for layer, ids in enumerate(self._id_addresses):
+            self._device.copy(stream, address + layer * size, ids, size)
+
+
+MANY = "many_tokens."
+_FLOATS = tuple(qtype.name.lower() for qtype in FLOAT_TYPES)
+
+
+def _for_many(launch: Launch) -> Launch:
+    """The same with a kernel for many tokens, if there is one that is faster."""
+    file, _, function = launch.kernel.partition(".")
+    if file != "matmul" or function.endswith(_FLOATS):
+        return launch
+    return replace(launch, kernel=MANY + function)
+
+
+def _with_table(launch: Launch, table: int) -> Launch:
+    """The same for experts that lie where another table says."""
+    arguments = launch.arguments.copy()
+    arguments["weights"] = table
+    return replace(launch, arguments=arguments)
+
+
+class Threshold:
+    """How many tokens are worth streaming: learns how long both ways take."""
+
+    def __init__(self) -> None:
+        self._streaming_s = 0.0
+        self._token_s = 0.0
+
+    @property
+    def n_tokens(self) -> int:
+        """From so many tokens on streaming is faster."""
+        if not self._streaming_s or not self._token_s:
+            return FIRST_THRESHOLD
+        return math.ceil(self._streaming_s / self._token_s)
+
+    def streamed(self, seconds: float) -> None:
+        """A chunk took so long; mostly the copies, however many tokens it had."""
+        self._streaming_s = seconds if not self._streaming_s else min(self._streaming_s, seconds)
+
+    def computed(self, n_tokens: int, seconds: float) -> None:
+        """A chunk of n_tokens took so long with the CPU's help."""
+        self._token_s = seconds / n_tokens

@@ -1,0 +1,77 @@
+"""Long chunks of a prompt: experts pass through the GPU, and the results are those of any other way."""
+
+import numpy as np
+import pytest
+
+from gguf_moe.experts.routing import Recorder
+from gguf_moe.runtime.gpu import prompt
+from gguf_moe_kernels.activations import ACTIVATION_FORMAT
+
+TOKENS = [3, 141, 59, 26, 5, 35, 8, 97, 93, 2, 38, 46, 26, 43]
+
+
+@pytest.fixture(scope="module")
+def moe_file(tmp_path_factory, tiny_gguf):
+    qtypes = tuple(q for q in ACTIVATION_FORMAT if q.name in ("Q4_K", "Q6_K", "F16"))
+    path = tmp_path_factory.mktemp("models") / "moe.gguf"
+    return tiny_gguf(path, n_layer=2, n_expert=6, n_expert_used=3, seed=5, qtypes=qtypes)
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """Chunks of 8 tokens and more are streamed, up to 12 at once; a piece has room for two experts."""
+    monkeypatch.setattr(prompt, "CHUNKS", (12,))
+    monkeypatch.setattr(prompt, "FIRST_THRESHOLD", 8)
+    monkeypatch.setattr(prompt, "PIECE_SIZE", 1)
+
+
+def run(context):
+    return np.concatenate([context.extend(TOKENS[:11], 2).copy(), context.extend(TOKENS[11:], 1)])
+
+
+@pytest.mark.parametrize("slots", [0, 4, 6])
+def test_a_streamed_prompt_changes_no_bit(hybrid_context, moe_file, streams, assert_same_bits, slots):
+    with hybrid_context(moe_file, slots, n_batch=4) as context:
+        context.recorder = Recorder(2, range(2), 6, 3)
+        expected = run(context)
+        routing = context.recorder.routing({})
+    with hybrid_context(moe_file, slots, n_batch=4, prompt_bytes=1 << 26) as context:
+        context.recorder = Recorder(2, range(2), 6, 3)
+        assert_same_bits(run(context), expected)
+        np.testing.assert_array_equal(context.recorder.routing({}).ids, routing.ids)
+        assert bool(context._runner._prompt.streamed_bytes) == (slots < 6)
+
+
+def test_long_steps(hybrid_context, moe_file, streams):
+    with hybrid_context(moe_file, 1, n_batch=4, prompt_bytes=1 << 26) as context:
+        runner = context._runner
+        assert runner.long_step(30, 1) == 12
+        assert runner.long_step(8, 8) == 8
+        assert runner.long_step(7, 1) == 0
+        assert runner.long_step(30, 30) == 12
+        assert runner.long_step(12, 12) == 12
+    with hybrid_context(moe_file, 1, n_batch=4) as context:
+        assert context._runner.long_step(30, 1) == 0
+
+
+def test_too_little_memory_means_no_streaming(hybrid_context, moe_file, streams):
+    with hybrid_context(moe_file, 1, n_batch=4, prompt_bytes=1000) as context:
+        assert context._runner.long_step(30, 1) == 0
+
+
+def test_the_threshold_is_measured():
+    threshold = prompt.Threshold()
+    assert threshold.n_tokens == prompt.FIRST_THRESHOLD
+    threshold.streamed(0.3)
+    threshold.computed(100, 0.2)
+    assert threshold.n_tokens == 150
+    threshold.streamed(0.2)
+    assert threshold.n_tokens == 100
+
+
+def test_a_prompt_leaves_its_heat(hybrid_context, moe_file, streams):
+    with hybrid_context(moe_file, 1, n_batch=4, prompt_bytes=1 << 26, fill=False) as context:
+        context.extend(TOKENS[:11], 1)
+        cache = context._runner.slots.cache
+        assert len(cache.in_flight) == 2
+        assert any(any(layer) for layer in cache.heat())
