@@ -15,25 +15,25 @@ def completion(generation: Generation, model_name: str) -> dict[str, Any]:
     """Run a generation to its end; a "text_completion" object."""
     text = "".join(piece.text for piece in generation)
     choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": generation.result.finish_reason}
-    return _envelope("cmpl", "text_completion", model_name) | {
+    return envelope("cmpl", "text_completion", model_name) | {
         "choices": [choice],
-        "usage": _usage(generation.result),
+        "usage": usage(generation.result),
     }
 
 
 def stream_completion(generation: Generation, model_name: str) -> Iterator[dict[str, Any]]:
     """The same as chunks; the last one has no text but the finish_reason."""
-    envelope = _envelope("cmpl", "text_completion", model_name)
+    head = envelope("cmpl", "text_completion", model_name)
 
     def chunk(text: str, finish_reason: str | None) -> dict[str, Any]:
         choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
-        return envelope | {"choices": [choice]}
+        return head | {"choices": [choice]}
 
     try:
         for piece in generation:
             if piece.text:
                 yield chunk(piece.text, None)
-        yield chunk("", generation.result.finish_reason) | {"usage": _usage(generation.result)}
+        yield chunk("", generation.result.finish_reason) | {"usage": usage(generation.result)}
     finally:
         generation.close()
 
@@ -50,9 +50,9 @@ def chat_completion(generation: Generation, splitter: Splitter, model_name: str)
         "logprobs": None,
         "finish_reason": generation.result.finish_reason,
     }
-    return _envelope("chatcmpl", "chat.completion", model_name) | {
+    return envelope("chatcmpl", "chat.completion", model_name) | {
         "choices": [choice],
-        "usage": _usage(generation.result),
+        "usage": usage(generation.result),
     }
 
 
@@ -60,17 +60,17 @@ def stream_chat_completion(
     generation: Generation, splitter: Splitter, model_name: str
 ) -> Iterator[dict[str, Any]]:
     """The same as "chat.completion.chunk" objects: the role first, then text, then the finish_reason."""
-    envelope = _envelope("chatcmpl", "chat.completion.chunk", model_name)
+    head = envelope("chatcmpl", "chat.completion.chunk", model_name)
 
     def chunk(delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return envelope | {"choices": [choice]}
+        return head | {"choices": [choice]}
 
     try:
         yield chunk({"role": "assistant", "content": ""}, None)
         for segment in _segments(generation, splitter):
             yield chunk({_FIELD[segment.kind]: segment.text}, None)
-        yield chunk({}, generation.result.finish_reason) | {"usage": _usage(generation.result)}
+        yield chunk({}, generation.result.finish_reason) | {"usage": usage(generation.result)}
     finally:
         generation.close()
 
@@ -84,7 +84,8 @@ def _segments(generation: Generation, splitter: Splitter) -> Iterator[Segment]:
     yield from splitter.flush()
 
 
-def _envelope(prefix: str, kind: str, model_name: str) -> dict[str, Any]:
+def envelope(prefix: str, kind: str, model_name: str) -> dict[str, Any]:
+    """What replies and chunks begin with."""
     return {
         "id": f"{prefix}-{uuid.uuid4().hex}",
         "object": kind,
@@ -93,6 +94,13 @@ def _envelope(prefix: str, kind: str, model_name: str) -> dict[str, Any]:
     }
 
 
-def _usage(result: Result) -> dict[str, int]:
-    prompt, completed = len(result.prompt_token_ids), len(result.token_ids)
-    return {"prompt_tokens": prompt, "completion_tokens": completed, "total_tokens": prompt + completed}
+def usage(*results: Result, n: int = 1) -> dict[str, Any]:
+    """The tokens of some generations; n of them, one after the other, share a prompt."""
+    prompt = sum(len(result.prompt_token_ids) for result in results[::n])
+    completed = sum(len(result.token_ids) for result in results)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completed,
+        "total_tokens": prompt + completed,
+        "prompt_tokens_details": {"cached_tokens": sum(result.n_reused for result in results[::n])},
+    }

@@ -35,6 +35,10 @@ class BusyError(GGUFMoeError):
     """The model is already generating in another thread, or was closed, or was inherited through fork()."""
 
 
+class QueueFullError(GGUFMoeError):
+    """More generations wait than may."""
+
+
 class NumericError(GGUFMoeError):
     """The model produced a value that is not a number."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,8 @@ class Piece:
 
     text: str
     token: int | None
+    logprobs: Mapping[int, float] | None = None
+    """Log probabilities of the chosen token and of the likeliest, by token id, if they were asked for."""
 
 
 @dataclass(slots=True)
@@ -66,50 +68,94 @@ class Generation:
         self._pieces.close()
 
 
+class Continuation:
+    """A generation between two steps: it takes the logits that follow the last token, and gives pieces.
+
+    Fills in `result`. It is over when result.finish_reason is set. n_logprobs: the log probabilities of each
+    chosen token and of so many of the likeliest are wanted, by the model's own logits; None for none.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        sampler: Sampler,
+        result: Result,
+        *,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        n_logprobs: int | None = None,
+    ):
+        self.result = result
+        self._tokenizer = tokenizer
+        self._sampler = sampler
+        self._max_tokens = max_tokens
+        self._n_logprobs = n_logprobs
+        self._text = TextStream(tokenizer, stop)
+        self._suppressed = list(tokenizer.suppressed_ids)
+        self._start = time.perf_counter()
+        self._decode_start = 0.0
+
+    def begin(self, n_reused: int) -> None:
+        """The prompt is computed, n_reused of its tokens were in the cache. Without room it is over."""
+        self.result.n_reused = n_reused
+        self._decode_start = time.perf_counter()
+        self.result.prompt_s = self._decode_start - self._start
+        if self._max_tokens == 0:
+            self.result.finish_reason = "length"
+
+    def take(self, logits: np.ndarray, tokens: Sequence[int], is_full: bool) -> list[Piece]:
+        """Choose a token; the pieces that it completes.
+
+        logits: float32 [n_vocab], changed here. tokens: those before it. is_full: the context has no room for
+        the token, so that it is the last.
+        """
+        result, now = self.result, time.perf_counter
+        logits[self._suppressed] = -np.inf
+        token = self._sampler.choose(logits, tokens)
+        result.first_token_s = result.first_token_s or now() - self._start
+        pieces = []
+        if token in self._tokenizer.eog_ids:
+            result.finish_reason = "stop"
+        else:
+            result.token_ids.append(token)
+            pieces.append(self._piece(self._text.push(token), token, logits))
+            if self._text.stopped:
+                result.finish_reason = "stop"
+            elif is_full or len(result.token_ids) == self._max_tokens:
+                result.finish_reason = "length"
+        if result.finish_reason and not self._text.stopped and (rest := self._text.flush()):
+            pieces.append(self._piece(rest, None, logits))
+        result.decode_s = now() - self._decode_start
+        return pieces
+
+    def _piece(self, text: str, token: int | None, logits: np.ndarray) -> Piece:
+        self.result.text += text
+        if token is None or self._n_logprobs is None:
+            return Piece(text, token)
+        return Piece(text, token, log_probabilities(logits, token, self._n_logprobs))
+
+
+def log_probabilities(logits: np.ndarray, token: int, n: int) -> dict[int, float]:
+    """Of the token and of the n likeliest, these in descending order: token id -> ln(probability)."""
+    total = float(np.logaddexp.reduce(logits, dtype=np.float64))
+    likeliest = np.argsort(-logits, kind="stable")[:n]
+    return {int(i): float(logits[i]) - total for i in (token, *likeliest)}
+
+
 def decode_loop(
     context: Context,
-    tokenizer: Tokenizer,
-    sampler: Sampler,
-    result: Result,
-    *,
-    max_tokens: int | None,
-    stop: Sequence[str],
+    continuation: Continuation,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Piece]:
-    """Fill in `result` token by token. The prompt must fit into the context, with room for one token."""
-    start = time.perf_counter()
-    prompt = result.prompt_token_ids
-    result.n_reused = context.truncate(_common_prefix(context.tokens, prompt))
-    logits = context.extend(prompt[result.n_reused :], 1, progress)[0]
-    result.prompt_s = time.perf_counter() - start
-
-    text = TextStream(tokenizer, stop)
-    suppressed = list(tokenizer.suppressed_ids)
-    decode_start = time.perf_counter()
-    while max_tokens is None or len(result.token_ids) < max_tokens:
-        logits[suppressed] = -np.inf
-        token = sampler.choose(logits, context.tokens)
-        result.first_token_s = result.first_token_s or time.perf_counter() - start
-        if token in tokenizer.eog_ids:
-            result.finish_reason = "stop"
-            break
-        result.token_ids.append(token)
-        new = text.push(token)
-        result.text += new
-        result.decode_s = time.perf_counter() - decode_start
-        yield Piece(new, token)
-        if text.stopped:
-            result.finish_reason = "stop"
-            return
-        if len(context.tokens) == context.n_ctx:
-            break
-        if max_tokens is None or len(result.token_ids) < max_tokens:
-            logits = context.extend([token], 1)[0]
-    result.finish_reason = result.finish_reason or "length"
-    result.decode_s = time.perf_counter() - decode_start
-    if rest := text.flush():
-        result.text += rest
-        yield Piece(rest, None)
+    """Generate token by token. The prompt must fit into the context, with room for one token."""
+    result = continuation.result
+    n_reused = context.truncate(common_prefix(context.tokens, result.prompt_token_ids))
+    logits = context.extend(result.prompt_token_ids[n_reused:], 1, progress)[0]
+    continuation.begin(n_reused)
+    while not result.finish_reason:
+        yield from continuation.take(logits, context.tokens, len(context.tokens) == context.n_ctx)
+        if not result.finish_reason:
+            logits = context.extend(result.token_ids[-1:], 1)[0]
 
 
 class TextStream:
@@ -143,7 +189,7 @@ class TextStream:
         return text[: len(text) - hold]
 
 
-def _common_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
+def common_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
     """How many tokens of the prompt the cache holds; the last one is always computed, for its logits."""
     n = 0
     for a, b in zip(cached, prompt[:-1], strict=False):

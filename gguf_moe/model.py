@@ -22,7 +22,7 @@ from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import BusyError, ContextFullError, OptionError, TemplateError
 from gguf_moe.experts.heat import HeatOwner, load_heat, save_heat
 from gguf_moe.experts.routing import Recorder
-from gguf_moe.generate import Generation, Piece, Result, decode_loop
+from gguf_moe.generate import Continuation, Generation, Piece, Result, decode_loop
 from gguf_moe.options import Options
 from gguf_moe.runtime import machine, placement
 from gguf_moe.runtime.context import Context
@@ -33,6 +33,7 @@ from gguf_moe.runtime.gpu.runner import GpuRunner
 from gguf_moe.runtime.ready import prepare_gpu, start_on_cpu, start_on_gpu
 from gguf_moe.sample import Breakers, Sampler, Sampling, find_breakers
 from gguf_moe.sample.sampling import NAMES as SAMPLING_NAMES
+from gguf_moe.scheduler import Scheduler
 from gguf_moe.text.chat_template import ChatTemplate, find_chat_template
 from gguf_moe.text.reasoning import Splitter, splitter_for
 from gguf_moe.text.tokenizer import Tokenizer, build_tokenizer
@@ -82,10 +83,14 @@ class Model:
             options.device, self.arch, self.hparams, weights, options.cache_dir
         )
         budget = GpuBudget(device, options.vram) if device else None
+        self.n_parallel = 1 if device else options.parallel
+        """How many sequences the KV cache has room for; a GPU's cache has one."""
         if budget:
             self.n_ctx = budget.n_ctx(self.hparams, self.kv_kind, options.n_ctx)
         else:
-            self.n_ctx = placement.context_length(self._checkpoint, self.hparams, self.kv_kind, options.n_ctx)
+            self.n_ctx = placement.context_length(
+                self._checkpoint, self.hparams, self.kv_kind, options.n_ctx, self.n_parallel
+            )
         self.n_threads = options.threads or machine.default_threads(beside_gpu=device is not None)
         self._library = KernelLibrary(options.cache_dir, fill_cache)
         self._context = Context(
@@ -93,8 +98,9 @@ class Model:
             self.hparams,
             weights,
             n_ctx=self.n_ctx,
-            n_batch=min(options.n_batch, self.n_ctx),
+            n_batch=max(min(options.n_batch, self.n_ctx), self.n_parallel),
             kv_kind=self.kv_kind,
+            n_seq_max=self.n_parallel,
         )
         self.gpu: GpuRunner | None = None
         """What runs on the GPU, with its cache of experts; None on the CPU alone."""
@@ -168,16 +174,48 @@ class Model:
         context is full. `sampling`, or its fields as keyword arguments (temperature=0, seed=1, ...).
         Raises ContextFullError before any work if the prompt does not fit.
         """
+        continuation = self.continuation(
+            prompt, max_tokens=max_tokens, stop=stop, sampling=sampling, **sampling_options
+        )
+        return Generation(self._pieces(continuation, progress), continuation.result)
+
+    def continuation(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        sampling: Sampling | None = None,
+        n_logprobs: int | None = None,
+        **sampling_options: Any,
+    ) -> Continuation:
+        """What `generate` runs, or a scheduler among others; n_logprobs as for Continuation."""
         if sampling_options:
             sampling = _sampling(sampling, sampling_options)
         if max_tokens is not None and max_tokens < 0:
             raise OptionError(f"max_tokens is {max_tokens}, but must be 0 or more.")
         ids = self._checked_ids(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
-        result = Result(prompt_token_ids=ids)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        sampler = self.sampler(sampling or Sampling())
-        pieces = self._pieces(result, sampler, max_tokens, stops, progress)
-        return Generation(pieces, result)
+        return Continuation(
+            self.tokenizer,
+            self.sampler(sampling or Sampling()),
+            Result(prompt_token_ids=ids),
+            max_tokens=max_tokens,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            n_logprobs=n_logprobs,
+        )
+
+    @contextmanager
+    def scheduler(self, n_waiting: int) -> Iterator[Scheduler]:
+        """Several generations at once, as many as the option `parallel`; no other call can run beside it.
+
+        n_waiting: how many more may wait. Jobs that are left when it closes end with BusyError.
+        """
+        with self._in_use():
+            scheduler = Scheduler(self._context, n_waiting)
+            try:
+                yield scheduler
+            finally:
+                scheduler.fail_all(BusyError("the model was closed before the answer was complete."))
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """A new sampler for this model's vocabulary. Raises OptionError for a token id that is not in it."""
@@ -262,24 +300,9 @@ class Model:
         n_layer, n_expert = gpu.slots.cache.n_layer, gpu.slots.n_expert
         return HeatOwner(self.arch.name, name if isinstance(name, str) else "", n_layer, n_expert)
 
-    def _pieces(
-        self,
-        result: Result,
-        sampler: Sampler,
-        max_tokens: int | None,
-        stop: Sequence[str],
-        progress: Progress | None,
-    ) -> Generator[Piece]:
+    def _pieces(self, continuation: Continuation, progress: Progress | None) -> Generator[Piece]:
         with self._in_use():
-            yield from decode_loop(
-                self._context,
-                self.tokenizer,
-                sampler,
-                result,
-                max_tokens=max_tokens,
-                stop=stop,
-                progress=_stage(progress, "prompt"),
-            )
+            yield from decode_loop(self._context, continuation, _stage(progress, "prompt"))
 
     def _start(self, progress: Progress | None) -> None:
         """Compile what is not cached, then make the program and the threads."""

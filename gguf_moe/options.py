@@ -33,6 +33,7 @@ class Options:
     pre_tokenizer: overrides tokenizer.ggml.pre.
     cache_dir: where compiled kernels are kept; None keeps them in memory only.
     n_batch: longest chunk of a prompt in one step.
+    parallel: conversations that `Model.scheduler` computes at once, each with a KV cache of n_ctx positions.
     """
 
     n_ctx: int | None = None
@@ -46,11 +47,13 @@ class Options:
     pre_tokenizer: str | None = None
     cache_dir: Path | None = field(default_factory=default_cache_dir)
     n_batch: int = 512
+    parallel: int = 1
 
     def __post_init__(self) -> None:
         _check_count("n_ctx", self.n_ctx, 1 << 30)
         _check_count("threads", self.threads, 1024)
         _check_count("n_batch", self.n_batch, 1 << 16)
+        _check_count("parallel", self.parallel, 256)
         if self.kv_type not in (None, "f16", "f32"):
             raise OptionError(f"kv_type is {self.kv_type!r}, but must be f16 or f32.")
         if not re.fullmatch(r"auto|cpu|cuda:\d+", self.device):

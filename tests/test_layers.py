@@ -27,6 +27,7 @@ ALLOWED = {
     "gguf_moe.options": set(),
     "gguf_moe.sample": set(),
     "gguf_moe.generate": {"gguf_moe.runtime", "gguf_moe.sample", "gguf_moe.text"},
+    "gguf_moe.scheduler": {"gguf_moe.generate", "gguf_moe.runtime"},
     "gguf_moe.completions": {"gguf_moe.generate", "gguf_moe.text"},
     "gguf_moe.chat": {"gguf_moe.generate", "gguf_moe.text"},
     "gguf_moe.bench": {
@@ -39,7 +40,14 @@ ALLOWED = {
     },
     "gguf_moe.report": {"gguf_moe.arch", "gguf_moe.checkpoint", "gguf_moe.runtime", "gguf_moe.text"},
 }
-SKINS = {"gguf_moe.model", "gguf_moe.evaluate", "gguf_moe.cli", "gguf_moe", "gguf_moe.__main__"}
+SKINS = {
+    "gguf_moe.model",
+    "gguf_moe.evaluate",
+    "gguf_moe.cli",
+    "gguf_moe.server",
+    "gguf_moe",
+    "gguf_moe.__main__",
+}
 
 
 def room_of(module):

@@ -171,6 +171,7 @@ def test_read_into_memory_gives_the_same_and_survives_the_file(model, kernel_cac
 
 
 def test_completion_has_openais_shape(model):
+    model.logits([5])
     out = model.create_completion(PROMPT, max_tokens=3, temperature=0)
     n_prompt = len(model.tokenize(PROMPT))
     assert out["object"] == "text_completion"
@@ -179,6 +180,7 @@ def test_completion_has_openais_shape(model):
         "prompt_tokens": n_prompt,
         "completion_tokens": 3,
         "total_tokens": n_prompt + 3,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

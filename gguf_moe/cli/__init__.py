@@ -13,7 +13,7 @@ import sys
 import click
 
 import gguf_moe
-from gguf_moe.cli import bench, chat, evaluate, generate, inspect, text, warmup
+from gguf_moe.cli import bench, chat, evaluate, generate, inspect, serve, text, warmup
 from gguf_moe.errors import GGUFMoeError
 
 INTERRUPTED = 130
@@ -34,6 +34,7 @@ for command in (
     evaluate.perplexity,
     evaluate.logits,
     bench.bench,
+    serve.serve,
     warmup.warmup,
 ):
     cli.add_command(command)

@@ -51,15 +51,21 @@ def check_memory(needed: int, what: str) -> None:
         )
 
 
-def context_length(checkpoint: Checkpoint, hparams: HParams, kind: Kind, n_ctx: int | None) -> int:
-    """The context to use. Raises OutOfMemoryError if the one asked for does not fit."""
-    available = max(0, machine.available_memory() - state_bytes(hparams))
+def context_length(
+    checkpoint: Checkpoint, hparams: HParams, kind: Kind, n_ctx: int | None, n_seq_max: int = 1
+) -> int:
+    """The context to use for each of n_seq_max sequences.
+
+    Raises OutOfMemoryError if the one asked for does not fit.
+    """
+    available = max(0, machine.available_memory() - n_seq_max * state_bytes(hparams))
     if n_ctx is not None:
-        needed = cache_bytes(hparams, n_ctx, kind)
+        needed = n_seq_max * cache_bytes(hparams, n_ctx, kind)
         if needed > available:
             raise OutOfMemoryError(
-                f"{checkpoint.path}: the KV cache of {n_ctx} positions needs {needed / GIB:.1f} GiB, but "
-                f"{available / GIB:.1f} GiB are available; use a smaller context (--ctx) or --kv f16."
+                f"{checkpoint.path}: the KV cache of {n_seq_max * n_ctx} positions needs "
+                f"{needed / GIB:.1f} GiB, but {available / GIB:.1f} GiB are available; "
+                "use a smaller context (--ctx) or --kv f16."
             )
         if n_ctx > hparams.n_ctx_train:
             logger.warning(
@@ -70,7 +76,7 @@ def context_length(checkpoint: Checkpoint, hparams: HParams, kind: Kind, n_ctx: 
             )
         return n_ctx
     budget = KV_SHARE * max(0, available - checkpoint.nbytes)
-    fits = int(budget // cache_bytes(hparams, 1, kind)) // 256 * 256
+    fits = int(budget // (n_seq_max * cache_bytes(hparams, 1, kind))) // 256 * 256
     return min(hparams.n_ctx_train, max(fits, MIN_CONTEXT))
 
 

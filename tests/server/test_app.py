@@ -1,0 +1,122 @@
+"""What OpenAI's client does not see: limits, keys, hosts, metrics, and clients that leave."""
+
+import asyncio
+import random
+import time
+
+import httpx
+import pytest
+
+PROMPT = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+
+
+def wait_until(condition, limit_s=20):
+    deadline = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_health_page_and_models(http):
+    assert http.get("/health").json() == {"status": "ok"}
+    assert "<title>gguf-moe</title>" in http.get("/").text
+    assert http.get("/v1/models").json()["data"][0]["meta"]["n_ctx"] == 256
+    assert http.get("/nothing").status_code == 404
+    assert http.get("/v1/completions").status_code == 405
+
+
+def test_tokens_there_and_back(http):
+    tokens = http.post("/tokenize", json={"content": "A fox"}).json()["tokens"]
+    assert http.post("/detokenize", json={"tokens": tokens}).json()["content"] == "A fox"
+    assert http.post("/detokenize", json={"tokens": [1 << 30]}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("[]", "must be a JSON object"),
+        ("{", "is not JSON"),
+        ('{"prompt": 7}', "prompt must be a text"),
+        ('{"prompt": "A", "n": 99}', "n is 99, but must be from 1 to 16"),
+        ('{"prompt": "A", "temperature": "hot"}', "temperature is 'hot', which has the wrong type"),
+        ('{"prompt": "A", "max_tokens": true}', "max_tokens is 'True'"),
+        ('{"prompt": "A", "stop": [1]}', "stop must be a text"),
+        ('{"prompt": "A", "logit_bias": {"x": 1}}', "logit_bias must map token ids"),
+        ('{"prompt": [999999]}', "999999 is not a token id"),
+        ('{"prompt": "' + "[" * 10 + '", "seed": -1}', "seed is -1"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_a_wrong_body_is_refused_in_a_sentence(http, body, message):
+    reply = http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 400
+    assert message in reply.json()["error"]["message"]
+
+
+def test_other_content_types_other_hosts_and_large_bodies_are_refused(http):
+    assert http.post("/v1/completions", content="{}").status_code == 415
+    assert http.get("/health", headers={"host": "evil.example"}).status_code == 403
+    large = b" " * (9 << 20)
+    headers = {"content-type": "application/json"}
+    assert http.post("/v1/completions", content=large, headers=headers).status_code == 413
+    chunks = iter([large])
+    assert http.post("/v1/completions", content=chunks, headers=headers).status_code == 413
+
+
+def test_a_key_is_asked_for(start_server):
+    url, _ = start_server(api_key="secret")
+    assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(f"{url}/v1/models").status_code == 401
+    wrong, right = ({"authorization": f"Bearer {key}"} for key in ("Secret", "secret"))
+    assert httpx.get(f"{url}/v1/models", headers=wrong).status_code == 401
+    assert httpx.get(f"{url}/v1/models", headers=right).status_code == 200
+
+
+def test_metrics_count(http):
+    http.post("/v1/completions", json=PROMPT)
+    lines = http.get("/metrics").text.splitlines()
+    values = dict(line.split() for line in lines if not line.startswith("#"))
+    assert values["gguf_moe_requests_total"] == "1"
+    assert values["gguf_moe_generated_tokens_total"] == "8"
+    assert float(values["gguf_moe_step_seconds_total"]) > 0
+
+
+def test_a_full_queue_and_a_time_limit(start_server):
+    url, worker = start_server(n_waiting=0, limit_s=0.05)
+    long = PROMPT | {"max_tokens": 200, "n": 4}
+    reply = httpx.post(f"{url}/v1/completions", json=long | {"n": 5}, timeout=60)
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "1")
+    reply = httpx.post(f"{url}/v1/completions", json=long, timeout=60)
+    assert reply.status_code == 504
+    assert "longer than 0.05 s" in reply.json()["error"]["message"]
+    assert wait_until(lambda: worker.scheduler.n_active == 0)
+
+
+async def leave_early(client, number, rng):
+    """A request that is dropped after some time, as a stream or not."""
+    body = PROMPT | {"prompt": f"Once upon a time {number % 5}", "max_tokens": 100, "stream": number % 2 == 0}
+    try:
+        async with asyncio.timeout(rng.uniform(0.005, 0.3)):
+            async with client.stream("POST", "/v1/completions", json=body) as reply:
+                async for _ in reply.aiter_bytes():
+                    pass
+            return reply.status_code
+    except TimeoutError:
+        return None
+
+
+async def crowd(url, n):
+    rng = random.Random(1)
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        return await asyncio.gather(*(leave_early(client, i, rng) for i in range(n)))
+
+
+def test_many_clients_that_leave_leave_nothing_behind(start_server):
+    url, worker = start_server(n_waiting=500)
+    seen = asyncio.run(crowd(url, 200))
+    assert seen.count(None) > 100
+    assert set(seen) <= {None, 200}
+    assert wait_until(lambda: worker.scheduler.n_active == worker.scheduler.n_waiting == 0)
+    text = httpx.post(f"{url}/v1/completions", json=PROMPT, timeout=60).json()["choices"][0]["text"]
+    list(worker.model.tokenize("still there"))
+    assert text
