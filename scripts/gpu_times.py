@@ -24,7 +24,6 @@ from synthetic_routing import SHAPES, trace
 from gguf_moe.arch import find_arch
 from gguf_moe.arch.hparams import read_hparams
 from gguf_moe.arch.weights import load_weights
-from gguf_moe.bench import random_tokens
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.cli.workers import fill_cache
 from gguf_moe.experts.routing import Replay, Routing
@@ -38,15 +37,14 @@ from gguf_moe.runtime.gpu.runner import GpuRunner, StepProgram
 from gguf_moe_kernels.cpu.library import KernelLibrary
 
 REPLAYS = 30
+"""Of a graph that is timed."""
 LIMIT_S = 60.0
 
 
 class Timed:
     """A file on the GPU, with room for a share of the experts of each layer. Close it."""
 
-    def __init__(
-        self, path: Path, device: Device, share: float, routing: str | None, n_ctx: int, n_threads: int
-    ):
+    def __init__(self, path: Path, device: Device, share: float, routing: str | None, n_ctx: int):
         self._checkpoint = open_checkpoint(path)
         arch = find_arch(self._checkpoint.metadata)
         hp = read_hparams(self._checkpoint.metadata, arch)
@@ -77,9 +75,10 @@ class Timed:
 
     def tokens(self, n_depth: int, n_warm: int, n: int) -> list[float]:
         """Seconds of each of n tokens behind n_depth others."""
-        self.context.extend(random_tokens(n_depth, self.n_vocab), 1)
+        ids = np.random.default_rng(0).integers(0, self.n_vocab, n_depth + n_warm + n).tolist()
+        self.context.extend(ids[:n_depth], 1)
         times = []
-        for token in random_tokens(n_warm + n, self.n_vocab):
+        for token in ids[n_depth:]:
             start = time.perf_counter()
             self.context.extend([token], 1)
             times.append(time.perf_counter() - start)
