@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def write_tiny(name: str, path: Path, *, quantized: bool = False) -> Path:
     tiny, arch = TINY[name], arch_of(name)
     writer = GGUFWriter(path, arch)
     writer.add_name(f"tiny {name}")
-    n_vocab = _add_bpe(writer, tiny.pre) if tiny.pre else _add_spm(writer)
+    n_vocab = _add_vocabulary(writer, tiny.pre)
     keys: dict[str, Any] = COMMON | dict(tiny.keys)
     keys["block_count"] = N_LAYER + tiny.n_nextn
     if tiny.n_nextn:
@@ -82,17 +83,17 @@ def digest(path: Path) -> str:
 def _tensors(file: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes, outermost dimension first."""
     arch = arch_of(file)
-    table, tiny, sizes = ARCHS[arch], TINY[file], _sizes(file, keys, n_vocab)
+    table, tiny, sizes = ARCHS[arch], TINY[file], _sizes(file, keys, n_vocab, None)
 
     def chosen(prefix: str, tables: Mapping[str, Shape]) -> Iterator[tuple[str, tuple[int, ...]]]:
         for name, shape in tables.items():
-            if shape.required or name in tiny.optional:
-                yield prefix + name, tuple(sizes[dimension] for dimension in reversed(shape.dimensions))
+            if (shape.required or name in tiny.optional) and prefix + name not in tiny.without:
+                yield prefix + name, tuple(sizes.get(size, 1) for size in reversed(shape.dimensions))
 
     n_embd, n_expert, n_ff_exp = sizes["n_embd"], sizes["n_expert"], sizes["n_ff_exp"]
     yield from chosen("", table.tensors)
     for il in range(N_LAYER + tiny.n_nextn):
-        blk = f"blk.{il}."
+        blk, sizes = f"blk.{il}.", _sizes(file, keys, n_vocab, il)
         attention = dict(table.recurrent_tensors if il in tiny.recurrent else table.block_tensors)
         if tiny.fused_qkv:
             del attention["attn_q.weight"], attention["attn_k.weight"], attention["attn_v.weight"]
@@ -105,8 +106,11 @@ def _tensors(file: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple
             yield from chosen(blk, table.dense_tensors)
             continue
         yield f"{blk}ffn_gate_inp.weight", (n_expert, n_embd)
-        yield f"{blk}ffn_gate_exps.weight", (n_expert, n_ff_exp, n_embd)
-        yield f"{blk}ffn_up_exps.weight", (n_expert, n_ff_exp, n_embd)
+        if tiny.fused_gate_up:
+            yield f"{blk}ffn_gate_up_exps.weight", (n_expert, 2 * n_ff_exp, n_embd)
+        else:
+            yield f"{blk}ffn_gate_exps.weight", (n_expert, n_ff_exp, n_embd)
+            yield f"{blk}ffn_up_exps.weight", (n_expert, n_ff_exp, n_embd)
         yield f"{blk}ffn_down_exps.weight", (n_expert, n_embd, n_ff_exp)
         yield from chosen(blk, table.moe_tensors)
         if il >= N_LAYER:
@@ -117,14 +121,21 @@ def _tensors(file: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple
                 yield f"{blk}layer_output_norm.weight", (n_embd,)
 
 
-def _sizes(file: str, keys: Mapping[str, Any], n_vocab: int) -> dict[str, int]:
-    """The sizes by the names of the tables."""
+def _sizes(file: str, keys: Mapping[str, Any], n_vocab: int, il: int | None) -> dict[str, int]:
+    """The sizes by the names of the tables, for layer il or outside of the layers."""
     n_embd, n_head = keys["embedding_length"], keys["attention.head_count"]
     n_embd_head = keys.get("attention.key_length", n_embd // n_head)
-    n_embd_gqa = keys["attention.head_count_kv"] * n_embd_head
+    value_length = keys.get("attention.value_length", n_embd_head)
+    n_head_kv, pattern = keys["attention.head_count_kv"], keys.get("attention.sliding_window_pattern")
+    if il is not None and isinstance(n_head_kv, list):
+        n_head_kv = n_head_kv[il]
+    if il is not None and pattern and pattern[il]:
+        n_embd_head = keys.get("attention.key_length_swa", n_embd_head)
+        value_length = keys.get("attention.value_length_swa", value_length)
+    n_embd_gqa = n_embd_head * (max(n_head_kv) if isinstance(n_head_kv, list) else n_head_kv)
     n_rot, n_lora_kv = keys.get("rope.dimension_count", n_embd_head), keys.get("attention.kv_lora_rank", 0)
     n_embd_head_k = keys.get("attention.key_length_mla", n_embd_head)
-    n_embd_head_v = keys.get("attention.value_length_mla", keys.get("attention.value_length", n_embd_head))
+    n_embd_head_v = keys.get("attention.value_length_mla", value_length)
     return {
         "n_vocab": n_vocab,
         "n_embd": n_embd,
@@ -166,17 +177,17 @@ def _ssm_sizes(keys: Mapping[str, Any]) -> dict[str, int]:
     return {f"ssm.{name}": getattr(ssm, name) for name in names}
 
 
-def _random(arch: str, name: str, shape: tuple[int, ...], gain: float | None) -> np.ndarray:
+def _random(file: str, name: str, shape: tuple[int, ...], gain: float | None) -> np.ndarray:
     """Uniform float32 numbers, around 1 for norms, around 0 for matrices, whose outputs have the size `gain`.
 
     Of numpy's generators only the raw bits are the same in every version.
     """
-    seed = np.frombuffer(hashlib.sha256(f"{arch} {name}".encode()).digest(), np.uint32)
+    seed = np.frombuffer(hashlib.sha256(f"{file} {name}".encode()).digest(), np.uint32)
     raw = np.random.SFC64(np.random.SeedSequence(seed.tolist())).random_raw(int(np.prod(shape)))
     uniform = ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)).reshape(
         shape
     )
-    if name.endswith("norm.weight"):
+    if re.search(r"norm(_\d)?\.weight$|scale(\.weight)?$", name):
         return np.float32(1.0) + np.float32(0.25) * uniform
     if name.startswith("rope_"):
         return np.float32(2.0) + uniform * np.float32(0.75)
@@ -191,7 +202,10 @@ def _random(arch: str, name: str, shape: tuple[int, ...], gain: float | None) ->
     if len(shape) == 1:
         return uniform * np.float32(0.1 if "exp_probs_b" in name else 0.25)
     if gain is None:
-        gain = math.sqrt(shape[-1]) if name == "token_embd.weight" else 1.5
+        # The residual stream begins with elements of size 1, whoever scales the embeddings.
+        gain = 1.5
+        if name == "token_embd.weight":
+            gain = 1.0 if ARCHS[arch_of(file)].scales_embeddings else math.sqrt(shape[-1])
     return uniform * np.float32(gain * math.sqrt(3.0 / shape[-1]))
 
 
@@ -203,6 +217,13 @@ def _quantized(
     if "_exps" in name:
         qtype = expert_type or (Q5_1 if "down" in name else Q4_0)
     return quantize(data, qtype), qtype
+
+
+def _add_vocabulary(writer: GGUFWriter, pre: str) -> int:
+    """The kind of vocabulary that Tiny.pre stands for; how many tokens it has."""
+    if not pre:
+        return _add_spm(writer)
+    return _add_gemma4(writer) if pre == "gemma4" else _add_bpe(writer, pre)
 
 
 def _add_bpe(writer: GGUFWriter, pre: str) -> int:
@@ -233,4 +254,29 @@ def _add_spm(writer: GGUFWriter) -> int:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
+    return len(tokens)
+
+
+def _add_gemma4(writer: GGUFWriter) -> int:
+    """Merges as in a byte-level vocabulary, but of text with U+2581 for a space; all bytes, and letters."""
+    special = ("<pad>", "<eos>", "<bos>", "<unk>")
+    merges = [
+        merge.replace("\u0120", "\u2581").replace("\u010a", "\n")
+        for merge in MERGES
+        if merge.isascii() or "\u00f0" not in merge
+    ]
+    made = ["".join(merge.split(" ")) for merge in merges]
+    letters = sorted({letter for token in (*made, *PIECES) for letter in token})
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *made]
+    writer.add_tokenizer_model("gemma4")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    n_normal = len(letters) + len(made)
+    types = [TokenType.CONTROL] * 3 + [TokenType.UNKNOWN] + [TokenType.BYTE] * 256
+    writer.add_token_types(types + [TokenType.NORMAL] * n_normal)
+    writer.add_token_merges(merges)
+    writer.add_pad_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_unk_token_id(3)
     return len(tokens)

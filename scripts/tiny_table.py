@@ -15,14 +15,18 @@ class Tiny:
     """What a tiny file has beyond the common sizes and the tensors that its architecture requires."""
 
     pre: str
-    """The name of its pre-tokenizer; "" for a SentencePiece vocabulary."""
+    """The name of its pre-tokenizer; "" for a SentencePiece vocabulary, "gemma4" for one of that kind."""
     keys: Mapping[str, int | float | bool | str | list[int] | list[bool]] = field(default_factory=dict)
     """Keys of the architecture, without its name."""
     optional: tuple[str, ...] = ()
     """Which of the tensors that files may leave out it has."""
+    without: tuple[str, ...] = ()
+    """Tensors that it lacks, by full name: layers differ."""
     fused_qkv: bool = False
     recurrent: tuple[int, ...] = ()
     """The layers that are no attention; the keys say the same."""
+    fused_gate_up: bool = False
+    """Whether gate and up of the experts are one tensor."""
     n_dense: int = 0
     """So many blocks at the beginning are dense."""
     n_nextn: int = 0
@@ -299,6 +303,32 @@ TINY: dict[str, Tiny] = {
         recurrent=(0, 2),
         n_nextn=1,
         shared=64,
+    ),
+    "gemma4": Tiny(
+        "gemma4",
+        {
+            "attention.head_count_kv": [2, 1, 2],
+            "attention.key_length": 32,
+            "attention.value_length": 32,
+            "attention.key_length_swa": 16,
+            "attention.value_length_swa": 16,
+            "attention.sliding_window": 24,
+            "attention.sliding_window_pattern": [True, False, True],
+            "attention.shared_kv_layers": 1,
+            "embedding_length_per_layer_input": 0,
+            "expert_feed_forward_length": 32,
+            "final_logit_softcapping": 8.0,
+            "rope.dimension_count": 32,
+            "rope.dimension_count_swa": 16,
+            "rope.freq_base": 20000.0,
+            "rope.freq_base_swa": 500.0,
+        },
+        ("output.weight", "attn_v.weight", "layer_output_scale.weight", "ffn_down_exps.scale"),
+        without=(
+            "blk.1.attn_v.weight",
+            *(f"blk.2.attn_{name}.weight" for name in ("k", "v", "k_norm")),
+        ),
+        fused_gate_up=True,
     ),
 }
 

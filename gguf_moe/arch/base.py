@@ -28,11 +28,13 @@ class GatedUnit(enum.Enum):
     """silu(gate) * up."""
     SWIGLU_OAI = "swiglu_oai"
     """The clamped form of gpt-oss."""
+    GEGLU = "geglu"
+    """gelu(gate) * up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A tensor's shape in GGUF order (fastest dimension first), as names of HParams fields ("ssm.d_conv")."""
+    """A tensor's shape in GGUF order (fastest first), as names of HParams fields ("ssm.d_conv") or digits."""
 
     dimensions: tuple[str, ...]
     required: bool = True
@@ -76,8 +78,22 @@ class Arch:
     """Tensors outside the blocks, by full name."""
     ffn_norm: str = "ffn_norm"
     """The name of the norm before the feed-forward."""
+    attn_post_norm: str = ""
+    """The name of a norm of what attention adds to the residual stream; "" for none."""
+    ffn_post_norm: str = ""
+    """The same of the feed-forward."""
     norms_after_rope: bool = False
     """Whether queries and keys are normed after rope and not before."""
+    norms_values: bool = False
+    """Whether value heads are normed, without weights. A file without attn_v has its keys for values."""
+    heads_differ: bool = False
+    """Whether heads may have another size where a window slides, and each layer its own n_head_kv."""
+    dense_beside_experts: bool = False
+    """Whether a block with experts also has a dense feed-forward, each with norms of its own (gemma4)."""
+    scales_embeddings: bool = False
+    """Whether token embeddings are multiplied by the root of n_embd."""
+    f_attention_scale: float | None = None
+    """The scale of attention scores, whatever the file says; None: the file's, or by the heads' size."""
     gated_unit: GatedUnit = GatedUnit.SWIGLU
     expert_gating_func: Gating = Gating.SOFTMAX
     """What the router's logits go through where the file doesn't say."""

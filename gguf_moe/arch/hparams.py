@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from gguf_moe.arch.base import Arch, RopeStyle
+from gguf_moe.arch.base import Arch
+from gguf_moe.arch.heads import (
+    Heads,
+    read_heads,
+    read_n_layer_kv_from_start,
+    read_sliding_window,
+    same_in_all_layers,
+)
 from gguf_moe.arch.latent import latent_heads, temperature
 from gguf_moe.arch.limits import MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH
 from gguf_moe.arch.rope_scaling import RopeScaling, read_rope_scaling
@@ -52,6 +57,8 @@ class HParams:
     """Of what attention and feed-forward add to the residual stream."""
     f_logit_scale: float
     """The logits are divided by it."""
+    f_final_logit_softcapping: float
+    """The logits are kept below it by tanh; 0 for no limit."""
     rope_freq_base: float
     rope_freq_base_swa: float
     rope_scaling: RopeScaling
@@ -74,10 +81,31 @@ class HParams:
     """Whether each layer is recurrent, and has neither attention nor a KV cache."""
     ssm: Ssm
 
+    heads: tuple[Heads, ...] = ()
+    """Of each layer, where layers differ. Then the fields above are those of the first that sees all."""
+    n_layer_kv_from_start: int = MAX_LAYERS
+    """So many layers make keys and values; those behind use the ones of an earlier layer."""
+
+    def of_layer(self, il: int) -> HParams:
+        """The same numbers with the heads of layer il."""
+        if not self.heads:
+            return self
+        heads = self.heads[il]
+        k, v = heads.n_embd_head_k, heads.n_embd_head_v
+        return replace(self, heads=(), **asdict(heads), n_embd_head_k_mla=k, n_embd_head_v_mla=v)
+
+    def kv_layer(self, il: int) -> int:
+        """The layer whose keys and values layer il uses: its own, or the last of its kind that makes some."""
+        return (
+            il
+            if il < self.n_layer_kv_from_start
+            else self.n_layer_kv_from_start - (2 if self.is_swa[il] else 1)
+        )
+
     @property
-    def n_layer_kv(self) -> int:
-        """Layers that have a KV cache."""
-        return self.is_recr.count(False)
+    def kv_layers(self) -> list[int]:
+        """The layers that have a KV cache."""
+        return [il for il in range(self.n_layer) if not self.is_recr[il] and self.kv_layer(il) == il]
 
     @property
     def n_embd_q(self) -> int:
@@ -137,25 +165,30 @@ def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
     n_layer = n_layer_all - keys.integer("nextn_predict_layers", 0, minimum=0, maximum=n_layer_all - 1)
     n_ctx_train = keys.integer("context_length", minimum=1, maximum=MAX_CONTEXT)
     n_embd = keys.integer("embedding_length", minimum=1, maximum=MAX_WIDTH)
-    n_ff = _same_in_all_layers(keys, "feed_forward_length", n_layer_all, 0, maximum=MAX_WIDTH)
+    n_ff = same_in_all_layers(keys, "feed_forward_length", n_layer_all, 0, maximum=MAX_WIDTH)
     rope_freq_base = _frequency_base(keys, "rope.freq_base", 10000.0)
     rope_scaling = read_rope_scaling(keys, arch, n_ctx_train)
     n_vocab = _n_vocab(metadata)
+    windows = read_sliding_window(keys, arch, n_layer, n_layer_all)
     return HParams(
         n_vocab=n_vocab,
         n_ctx_train=n_ctx_train,
         n_embd=n_embd,
         n_layer=n_layer,
         n_ff=n_ff,
-        **_attention(keys, arch, n_embd, n_layer_all, rope_scaling),
+        **_attention(keys, arch, n_embd, n_layer_all, rope_scaling, windows["is_swa"]),
         f_norm_rms_eps=keys.number("attention.layer_norm_rms_epsilon", positive=True, maximum=1.0),
-        f_embedding_scale=keys.number("embedding_scale", 0.0) or 1.0,
+        f_embedding_scale=n_embd**0.5
+        if arch.scales_embeddings
+        else keys.number("embedding_scale", 0.0) or 1.0,
         f_residual_scale=keys.number("residual_scale", 0.0) or 1.0,
         f_logit_scale=keys.number("logit_scale", 0.0) or 1.0,
+        f_final_logit_softcapping=keys.number("final_logit_softcapping", 0.0, minimum=0.0),
         rope_freq_base=rope_freq_base,
         rope_freq_base_swa=_frequency_base(keys, "rope.freq_base_swa", rope_freq_base),
         rope_scaling=rope_scaling,
-        **_sliding_window(keys, arch, n_layer, n_layer_all),
+        **windows,
+        n_layer_kv_from_start=read_n_layer_kv_from_start(keys, arch, windows["is_swa"]),
         **_experts(keys, arch, n_ff, n_vocab, n_layer_all),
         is_recr=recurrent_layers(keys, n_layer, n_layer_all)
         if arch.recurrent_tensors
@@ -165,57 +198,21 @@ def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
 
 
 def _attention(
-    keys: Metadata, arch: Arch, n_embd: int, n_layer_all: int, scaling: RopeScaling
+    keys: Metadata,
+    arch: Arch,
+    n_embd: int,
+    n_layer_all: int,
+    scaling: RopeScaling,
+    is_swa: tuple[bool, ...],
 ) -> dict[str, Any]:
     """The fields about attention heads and what they compute."""
-    heads = _heads(keys, arch, n_embd, n_layer_all)
+    heads = read_heads(keys, arch, n_embd, n_layer_all, is_swa)
     heads |= latent_heads(keys, arch, heads)
     if arch.latent_attention:
         scale = scaling.mscale**2 * heads["n_embd_head_k_mla"] ** -0.5
     else:
         scale = keys.number("attention.scale", 0.0, minimum=0.0) or heads["n_embd_head_k"] ** -0.5
-    return heads | {"f_attention_scale": scale} | temperature(keys, arch)
-
-
-def _heads(keys: Metadata, arch: Arch, n_embd: int, n_layer_all: int) -> dict[str, Any]:
-    """The fields about the heads in the KV cache."""
-    n_head = _same_in_all_layers(keys, "attention.head_count", n_layer_all, None, maximum=MAX_WIDTH)
-    n_head_kv = _same_in_all_layers(keys, "attention.head_count_kv", n_layer_all, n_head, maximum=n_head)
-    if n_head % n_head_kv:
-        raise keys.wrong("attention.head_count_kv", f"a divisor of the {n_head} query heads")
-    if "attention.key_length" not in keys and n_embd % n_head:
-        raise keys.wrong("attention.head_count", f"a divisor of the embedding length {n_embd}")
-    n_embd_head_k = keys.integer("attention.key_length", n_embd // n_head, minimum=1, maximum=MAX_WIDTH)
-    n_rot = keys.integer("rope.dimension_count", n_embd_head_k, minimum=2, maximum=n_embd_head_k)
-    if n_rot % 2:
-        known = (key for key in ("rope.dimension_count", "attention.key_length") if key in keys)
-        key = next(known, "attention.head_count")
-        raise keys.wrong(key, f"a number that makes rope turn an even number of elements, not {n_rot}")
-    n_embd_head_v = keys.integer("attention.value_length", n_embd_head_k, minimum=1, maximum=MAX_WIDTH)
-    if arch.gated_attention and n_embd_head_v != n_embd_head_k:
-        key = "attention.value_length" if "attention.value_length" in keys else "attention.key_length"
-        raise keys.wrong(key, "the same for keys and values in this architecture")
-    return {
-        "n_head": n_head,
-        "n_head_kv": n_head_kv,
-        "n_embd_head_k": n_embd_head_k,
-        "n_embd_head_v": n_embd_head_v,
-        "n_rot": n_rot,
-        "rope_sections": _rope_sections(keys, n_rot) if arch.rope is RopeStyle.IMROPE else (),
-    }
-
-
-def _sliding_window(keys: Metadata, arch: Arch, n_layer: int, n_layer_all: int) -> dict[str, Any]:
-    """The fields about sliding windows. A pattern is an array of bools, or n: each n-th layer sees all."""
-    n_swa = keys.integer("attention.sliding_window", 0, minimum=0, maximum=MAX_CONTEXT)
-    if not n_swa or not arch.n_swa_pattern:
-        return {"n_swa": 0, "is_swa": (False,) * n_layer}
-    key = "attention.sliding_window_pattern"
-    if key in keys and isinstance(keys[key], np.ndarray):
-        layers = keys.per_layer(key, n_layer_all, minimum=0, maximum=1)[:n_layer]
-        return {"n_swa": n_swa, "is_swa": tuple(bool(layer) for layer in layers)}
-    n = keys.integer(key, arch.n_swa_pattern, minimum=0)
-    return {"n_swa": n_swa, "is_swa": tuple(not n or il % n < n - 1 for il in range(n_layer))}
+    return heads | {"f_attention_scale": arch.f_attention_scale or scale} | temperature(keys, arch)
 
 
 def _experts(keys: Metadata, arch: Arch, n_ff: int, n_vocab: int, n_layer_all: int) -> dict[str, Any]:
@@ -226,7 +223,7 @@ def _experts(keys: Metadata, arch: Arch, n_ff: int, n_vocab: int, n_layer_all: i
         n_expert = keys.integer("expert_count", minimum=1, maximum=MAX_EXPERTS)
     n_expert_used = 0
     if n_expert:
-        n_expert_used = _same_in_all_layers(keys, "expert_used_count", n_layer_all, None, maximum=n_expert)
+        n_expert_used = same_in_all_layers(keys, "expert_used_count", n_layer_all, None, maximum=n_expert)
     n_ff_exp = n_ff // n_expert_used if n_expert and arch.experts_share_n_ff else n_ff
     n_group = keys.integer("expert_group_count", 1, minimum=0, maximum=MAX_EXPERTS) or 1
     n_group_used = n_group
@@ -240,7 +237,7 @@ def _experts(keys: Metadata, arch: Arch, n_ff: int, n_vocab: int, n_layer_all: i
     return {
         "n_expert": n_expert,
         "n_expert_used": n_expert_used,
-        "n_ff_exp": _same_in_all_layers(
+        "n_ff_exp": same_in_all_layers(
             keys, "expert_feed_forward_length", n_layer_all, n_ff_exp, maximum=MAX_WIDTH
         ),
         "expert_gating_func": _gating(keys, arch, n_vocab),
@@ -249,15 +246,6 @@ def _experts(keys: Metadata, arch: Arch, n_ff: int, n_vocab: int, n_layer_all: i
         "n_expert_groups": n_group,
         "n_group_used": n_group_used,
     }
-
-
-def _same_in_all_layers(keys: Metadata, key: str, n_layer_all: int, default: int | None, maximum: int) -> int:
-    if default is not None and key not in keys:
-        return default
-    layers = set(keys.per_layer(key, n_layer_all, minimum=1, maximum=maximum))
-    if len(layers) > 1:
-        raise keys.wrong(key, "the same for all layers of this architecture")
-    return layers.pop()
 
 
 def _n_vocab(metadata: Metadata) -> int:
@@ -284,10 +272,3 @@ def _frequency_base(keys: Metadata, key: str, default: float) -> float:
     if base <= 1.0:
         raise keys.wrong(key, "a number greater than 1")
     return base
-
-
-def _rope_sections(keys: Metadata, n_rot: int) -> tuple[int, ...]:
-    sections = keys.integers("rope.dimension_sections")
-    if sections.shape != (4,) or sections.min() < 0 or not 0 < sections.sum(dtype=np.float64) <= n_rot:
-        raise keys.wrong("rope.dimension_sections", f"an array of four numbers, together from 1 to {n_rot}")
-    return tuple(int(n) for n in sections)

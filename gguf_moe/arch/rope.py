@@ -46,11 +46,13 @@ def rope_tables(arch: Arch, hparams: HParams, weights: Weights, n_ctx: int) -> d
         factors = _section_factors(hparams.rope_sections, hparams.n_rot_pairs)
     tables = {}
     if not all(hparams.is_swa):
-        tables["rope"] = RopeTable(hparams.n_rot, hparams.rope_freq_base, scaling, factors)
+        n_rot = hparams.of_layer(hparams.is_swa.index(False)).n_rot
+        tables["rope"] = RopeTable(n_rot, hparams.rope_freq_base, scaling, factors)
     if any(hparams.is_swa):
         if not arch.swa_rope_scaling:
             factors, scaling = None, replace(scaling, type="none", factor=1.0, attn_factor=1.0)
-        tables["rope_swa"] = RopeTable(hparams.n_rot, hparams.rope_freq_base_swa, scaling, factors)
+        n_rot = hparams.of_layer(hparams.is_swa.index(True)).n_rot
+        tables["rope_swa"] = RopeTable(n_rot, hparams.rope_freq_base_swa, scaling, factors)
     return tables
 
 

@@ -155,7 +155,7 @@ class _Finder:
 
     def block(self, il: int) -> Block:
         prefix, arch, hp = f"blk.{il}.", self.arch, self.hparams
-        tensors = self.recurrent(prefix) if hp.is_recr[il] else self.attention(prefix)
+        tensors = self.recurrent(prefix) if hp.is_recr[il] else self.attention(il)
         router = f"{prefix}ffn_gate_inp.weight"
         if arch.dense_tensors and not (hp.n_expert and router in self.checkpoint.tensors):
             if hp.n_expert and f"{prefix}ffn_gate.weight" not in self.checkpoint.tensors:
@@ -179,19 +179,22 @@ class _Finder:
         self.qtypes += set(found.qtypes)
         return found
 
-    def attention(self, prefix: str) -> dict[str, Tensor]:
+    def attention(self, il: int) -> dict[str, Tensor]:
         """The tensors of a block but its feed-forward; those of a fused attn_qkv by their three names."""
-        shapes = dict(self.arch.block_tensors)
+        hp, prefix, shapes = self.hparams.of_layer(il), f"blk.{il}.", dict(self.arch.block_tensors)
         for field, (where_it_is, where_not) in self.arch.block_forms.items():
-            shapes |= where_it_is if self.size(field) else where_not
-        fused = self.fused_qkv(prefix, shapes) if "attn_k.weight" in shapes else {}
-        return fused | self.find(prefix, {name: shape for name, shape in shapes.items() if name not in fused})
+            shapes |= where_it_is if self.size(field, hp) else where_not
+        if hp.kv_layer(il) != il:
+            shapes = {n: shape for n, shape in shapes.items() if not n.startswith(("attn_k", "attn_v"))}
+        fused = self.fused_qkv(prefix, shapes, hp) if "attn_k.weight" in shapes else {}
+        apart = {name: shape for name, shape in shapes.items() if name not in fused}
+        return fused | self.find(prefix, apart, hp)
 
-    def fused_qkv(self, prefix: str, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    def fused_qkv(self, prefix: str, shapes: Mapping[str, Shape], hparams: HParams) -> dict[str, Tensor]:
         """The three parts of attn_qkv's matrix and bias, as far as the block has them."""
-        widths = {role: self.size(shapes[f"attn_{role}.weight"].dimensions[1]) for role in "qkv"}
+        widths = {role: self.size(shapes[f"attn_{role}.weight"].dimensions[1], hparams) for role in "qkv"}
         found: dict[str, Tensor] = {}
-        for kind, inputs in (("weight", (self.hparams.n_embd,)), ("bias", ())):
+        for kind, inputs in (("weight", (hparams.n_embd,)), ("bias", ())):
             name = f"{prefix}attn_qkv.{kind}"
             if name in self.checkpoint.tensors:
                 whole = self.checked(self.checkpoint.tensor(name, (*inputs, sum(widths.values()))))
@@ -206,18 +209,25 @@ class _Finder:
             del shapes["attn_qkv.weight"], shapes["attn_gate.weight"]
         return self.find(prefix, shapes)
 
-    def find(self, prefix: str, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-        """The tensors of a table that are required or there, by name without the prefix."""
+    def find(
+        self, prefix: str, shapes: Mapping[str, Shape], hparams: HParams | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors of a table that are required or there, by name without the prefix.
+
+        `hparams` are those of the layer, if it is one.
+        """
         found = {}
         for name, shape in shapes.items():
             if shape.required or prefix + name in self.checkpoint.tensors:
-                sizes = tuple(self.size(dimension) for dimension in shape.dimensions)
+                sizes = tuple(self.size(d, hparams or self.hparams) for d in shape.dimensions)
                 found[name] = self.checked(self.checkpoint.tensor(prefix + name, sizes))
         return found
 
-    def size(self, dimension: str) -> int:
+    def size(self, dimension: str, hparams: HParams) -> int:
         """The size that a name in a table of shapes stands for."""
-        return self.n_ff_shexp if dimension == "n_ff_shexp" else attrgetter(dimension)(self.hparams)
+        if dimension.isdecimal():
+            return int(dimension)
+        return self.n_ff_shexp if dimension == "n_ff_shexp" else attrgetter(dimension)(hparams)
 
     def checked(self, tensor: Tensor) -> Tensor:
         self.qtypes.append(tensor.qtype)

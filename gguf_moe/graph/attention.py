@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.weights import Block
+from gguf_moe.checkpoint import Tensor
 from gguf_moe.graph.builder import Activations, Builder
 from gguf_moe.graph.kv_cache import attend
 from gguf_moe.graph.latent_attention import latent_attention
@@ -15,22 +17,20 @@ def attention(builder: Builder, il: int, block: Block) -> None:
     heads = latent_attention if builder.hparams.n_lora_kv else plain_attention
     kqv_out = heads(builder, il, block, normed)
     x = builder.activations(f"kqv_out-{il}", kqv_out, (block["attn_output.weight"].qtype,))
-    builder.project(il, x, block, "attn_output", builder.l_out, builder.ffn_inp)
+    post_norm = builder.arch.attn_post_norm
+    builder.project(il, x, block, "attn_output", builder.l_out, builder.ffn_inp, post_norm)
 
 
 def plain_attention(builder: Builder, il: int, block: Block, normed: Buffer) -> Buffer:
     """attn_norm -> kqv_out, what all heads have found: q/k/v, norms of heads, rope, attention."""
-    hp = builder.hparams
-    names = ("attn_q", "attn_k", "attn_v")
-    x = builder.activations(f"attn_norm-{il}", normed, (block[f"{name}.weight"].qtype for name in names))
-    q, k, v = (
-        builder.buffer(n, w)
-        for n, w in (("Qcur", hp.n_embd_q), ("Kcur", hp.n_embd_k_gqa), ("Vcur", hp.n_embd_v_gqa))
-    )
-    gate = queries(builder, il, x, block, q)
-    for name, out in zip(names[1:], (k, v), strict=True):
-        builder.matmul(f"{out.name}-{il}", x, block[f"{name}.weight"], out, bias=block.get(f"{name}.bias"))
-    positions(builder, il, block, q, k)
+    hp = builder.hparams.of_layer(il)
+    names = ("attn_q.weight", "attn_k.weight", "attn_v.weight")
+    x = builder.activations(f"attn_norm-{il}", normed, (block[n].qtype for n in names if n in block.tensors))
+    q, gate = queries(builder, il, x, block, hp)
+    k, v = keys_and_values(builder, il, x, block, hp) if hp.kv_layer(il) == il else (None, None)
+    positions(builder, il, "Qcur", q, block.get("attn_q_norm.weight"), hp.n_head)
+    if k:
+        positions(builder, il, "Kcur", k, block.get("attn_k_norm.weight"), hp.n_head_kv)
     kqv_out = builder.buffer("kqv_out", hp.n_embd_out)
     attend(builder, il, block, q, k, v, kqv_out)
     if gate:
@@ -40,33 +40,49 @@ def plain_attention(builder: Builder, il: int, block: Block, normed: Buffer) -> 
     return kqv_out
 
 
-def queries(builder: Builder, il: int, x: Activations, block: Block, q: Buffer) -> Buffer | None:
-    """attn_norm -> q; the gates of the heads' outputs, as wide as q, if the architecture has some."""
-    hp, weight, bias = builder.hparams, block["attn_q.weight"], block.get("attn_q.bias")
+def projected(
+    builder: Builder, il: int, x: Activations, block: Block, name: str, out_name: str, width: int
+) -> Buffer:
+    """One of queries, keys and values."""
+    out = builder.buffer(out_name, width)
+    builder.matmul(f"{out_name}-{il}", x, block[f"{name}.weight"], out, bias=block.get(f"{name}.bias"))
+    return out
+
+
+def queries(
+    builder: Builder, il: int, x: Activations, block: Block, hp: HParams
+) -> tuple[Buffer, Buffer | None]:
+    """attn_norm -> queries, and the gates of the heads' outputs if the architecture has some."""
     if not builder.arch.gated_attention:
-        builder.matmul(f"Qcur-{il}", x, weight, q, bias=bias)
-        return None
-    both, gate = builder.buffer("Qcur_full", hp.n_embd_q_gate), builder.buffer("attn_gate", hp.n_embd_q)
-    builder.matmul(f"Qcur_full-{il}", x, weight, both, bias=bias)
+        return projected(builder, il, x, block, "attn_q", "Qcur", hp.n_embd_q), None
+    both = projected(builder, il, x, block, "attn_q", "Qcur_full", hp.n_embd_q_gate)
+    q, gate = builder.buffer("Qcur", hp.n_embd_q), builder.buffer("attn_gate", hp.n_embd_q)
     n = hp.n_embd_head_k
     for name, out, first in (("Qcur", q, 0), ("gate", gate, n)):
         builder.parts(f"{name}_reshaped-{il}", both, out, n_head=hp.n_head, n=n, first=first, stride=2 * n)
-    return gate
+    return q, gate
 
 
-def positions(builder: Builder, il: int, block: Block, q: Buffer, k: Buffer) -> None:
-    """Rope, and before or after it the norms of queries and keys where there are some; in place."""
-    hp = builder.hparams
-    table = "rope_swa" if hp.is_swa[il] else "rope"
+def keys_and_values(
+    builder: Builder, il: int, x: Activations, block: Block, hp: HParams
+) -> tuple[Buffer, Buffer]:
+    """Keys, not normed yet, and values; these are the keys where the file has no matrix for values."""
+    k = projected(builder, il, x, block, "attn_k", "Kcur", hp.n_embd_k_gqa)
+    if "attn_v.weight" in block.tensors:
+        v = projected(builder, il, x, block, "attn_v", "Vcur", hp.n_embd_v_gqa)
+    else:
+        v = k
+    if builder.arch.norms_values:
+        out = builder.buffer("Vcur", hp.n_embd_v_gqa)
+        builder.norm(f"Vcur_normed-{il}", v, out, None, n_head=hp.n_head_kv)
+        v = out
+    return k, v
 
-    def norms() -> None:
-        for x, name in ((q, "attn_q_norm.weight"), (k, "attn_k_norm.weight")):
-            if weight := block.get(name):
-                builder.norm(f"{x.name}_normed-{il}", x, x, weight)
 
-    if not builder.arch.norms_after_rope:
-        norms()
-    builder.rope(f"Qcur_rope-{il}", q, hp.n_head, table)
-    builder.rope(f"Kcur_rope-{il}", k, hp.n_head_kv, table)
-    if builder.arch.norms_after_rope:
-        norms()
+def positions(builder: Builder, il: int, name: str, x: Buffer, norm: Tensor | None, n_head: int) -> None:
+    """Rope of queries or keys, and before or after it their norm where there is one; in place."""
+    if norm and not builder.arch.norms_after_rope:
+        builder.norm(f"{name}_normed-{il}", x, x, norm)
+    builder.rope(f"{name}_rope-{il}", x, n_head, "rope_swa" if builder.hparams.is_swa[il] else "rope")
+    if norm and builder.arch.norms_after_rope:
+        builder.norm(f"{name}_normed-{il}", x, x, norm)

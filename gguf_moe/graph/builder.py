@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gguf_moe.arch.base import Arch, GatedUnit, RopeStyle
+from gguf_moe.arch.base import Arch, RopeStyle
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.weights import Block
 from gguf_moe.checkpoint import ExpertTensors, Tensor
@@ -36,6 +36,7 @@ class Builder:
         n_seq_max: int = 1,
     ):
         self.graph = Graph()
+        self._cols: dict[str, int] = {}
         self.arch = arch
         self.hparams = hparams
         self.n_tokens = n_tokens
@@ -52,7 +53,9 @@ class Builder:
         self.ffn_inp = self.buffer("ffn_inp", hparams.n_embd)
 
     def buffer(self, name: str, cols: int, kind: Kind = Kind.F32) -> Buffer:
-        """A buffer with one row for each token."""
+        """A buffer with one row for each token. Layers share it if they need as many columns."""
+        if self._cols.setdefault(name, cols) != cols:
+            name = f"{name}_{cols}"
         return Buffer(name, kind, self.n_tokens, cols)
 
     def norm(
@@ -60,20 +63,24 @@ class Builder:
         name: str,
         x: Buffer,
         out: Buffer,
-        weight: Tensor,
+        weight: Tensor | None,
         *,
         bias: Tensor | None = None,
+        n_head: int | None = None,
         rows: Rows = Rows.TOKENS,
     ) -> None:
-        """RMS norm of each part of a row that is as long as the weight; out may be x."""
+        """RMS norm of each part of a row that is as long as the weight, or of n_head parts; out may be x."""
+        if n_head is None:
+            n_head = x.cols // weight.shape[0] if weight else 1
+        weights = {"weight": weight, "bias": bias}
         self.graph.add(
             name,
             Op.RMS_NORM,
             rows,
             inputs={"x": x},
             outputs={"out": out},
-            weights={"weight": weight} if bias is None else {"weight": weight, "bias": bias},
-            options={"eps": self.hparams.f_norm_rms_eps, "n_head": x.cols // weight.shape[0]},
+            weights={key: tensor for key, tensor in weights.items() if tensor},
+            options={"eps": self.hparams.f_norm_rms_eps, "n_head": n_head},
         )
 
     def scale(
@@ -186,7 +193,8 @@ class Builder:
     def rope(self, name: str, x: Buffer, n_head: int, table: str, first: int = 0) -> None:
         """Rope in place, from element `first` of each head on; `table` is the name of the angles, a key of
         arch.rope.rope_tables."""
-        hp = self.hparams
+        is_swa = table == "rope_swa"
+        hp = self.hparams.of_layer(self.hparams.is_swa.index(is_swa))
         tables = {key: self.buffer(f"{table}_{key}", hp.n_rot_pairs) for key in ("cos", "sin")}
         options = {
             "n_head": n_head,
@@ -212,9 +220,11 @@ class Builder:
         options = {"n_head": n_head, "n": n, "first": first, "stride": stride, "out_first": out_first}
         self.graph.add(name, Op.PARTS, Rows.TOKENS, inputs={"x": x}, outputs={"out": out}, options=options)
 
-    def swiglu(self, name: str, gate: Buffer, up: Buffer, rows: Rows) -> None:
-        op = Op.SWIGLU if self.arch.gated_unit is GatedUnit.SWIGLU else Op.SWIGLU_OAI
-        self.graph.add(name, op, rows, inputs={"up": up}, outputs={"gate": gate})
+    def gated_unit(self, il: int, kind: str, gate: Buffer, up: Buffer, rows: Rows) -> str:
+        """gate and up -> gate, in place; the task's name without the layer, with kind "ffn" or "ffn_moe"."""
+        op, name = Op(self.arch.gated_unit.value), f"{kind}_{self.arch.gated_unit.value}"
+        self.graph.add(f"{name}-{il}", op, rows, inputs={"up": up}, outputs={"gate": gate})
+        return f"{name}-{il}"
 
     def block_norm(self, name: str, x: Buffer, block: Block, weight: str) -> Buffer:
         """The norm of a block that is called `weight` in the file; its output has the task's name."""
@@ -223,13 +233,29 @@ class Builder:
         return out
 
     def project(
-        self, il: int, x: Activations, block: Block, name: str, residual: Buffer, out: Buffer
+        self,
+        il: int,
+        x: Activations,
+        block: Block,
+        name: str,
+        residual: Buffer,
+        out: Buffer,
+        post_norm: str = "",
     ) -> None:
-        """The last matrix of a branch: out = f_residual_scale * (weight . x (+ bias)) + residual."""
+        """The last matrix of a branch: out = f_residual_scale * (weight . x (+ bias)) + residual.
+
+        `post_norm` is the name of a norm of the product.
+        """
         weight, bias = block[f"{name}.weight"], block.get(f"{name}.bias")
-        if self.hparams.f_residual_scale == 1.0:
+        if self.hparams.f_residual_scale == 1.0 and not post_norm:
             self.matmul(f"{out.name}-{il}", x, weight, out, bias=bias, residual=residual)
             return
         branch = self.buffer(name, out.cols)
         self.matmul(f"{name}-{il}", x, weight, branch, bias=bias)
+        if post_norm:
+            branch = self.block_norm(f"{name}_post_norm-{il}", branch, block, post_norm)
         self.scale(f"{out.name}-{il}", branch, out, self.hparams.f_residual_scale, residual=residual)
+
+    def add(self, name: str, x: Buffer, addend: Buffer, out: Buffer) -> None:
+        """out = x + addend."""
+        self.scale(name, x, out, 1.0, residual=addend)

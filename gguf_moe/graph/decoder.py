@@ -93,3 +93,8 @@ def result(builder: Builder, weights: Weights, n_outputs: int) -> None:
     builder.matmul("result_output", x, weights.output, logits, bias=bias, rows=Rows.OUTPUTS)
     if hp.f_logit_scale != 1.0:
         builder.scale("result_scaled", logits, logits, 1.0 / hp.f_logit_scale, rows=Rows.OUTPUTS)
+    if hp.f_final_logit_softcapping:
+        options = {"cap": hp.f_final_logit_softcapping}
+        builder.graph.add(
+            "result_capped", Op.SOFTCAP, Rows.OUTPUTS, inputs={}, outputs={"x": logits}, options=options
+        )

@@ -11,47 +11,16 @@ from gguf_moe.graph.task import Buffer, Kind, Op, Rows
 def mixture(
     builder: Builder, il: int, x: Activations, block: Block, experts: Experts, shared: Buffer | None
 ) -> None:
-    """ffn_norm -> l_out through the experts that the router chooses; adds the shared one's output.
-
-    A *place* is one of a token's chosen experts; places are sorted by expert, so that each expert's
-    weights are read once for all its tokens.
-    """
-    hp = builder.hparams
-    n_places = builder.n_tokens * hp.n_expert_used
-    topk, chosen = router(builder, il, x, block, experts.ffn_gate_inp)
-    places = {
-        "used": Buffer("expert_used", Kind.I32, 1, hp.n_expert),
-        "n_used": Buffer("expert_n_used", Kind.I64, 1, 1),
-        "first": Buffer("expert_first", Kind.I32, 1, hp.n_expert + 1),
-        "counts": Buffer("expert_counts", Kind.I32, 1, hp.n_expert),
-        "token": Buffer("place_token", Kind.I32, n_places, 1),
-        "place": builder.buffer("token_place", hp.n_expert_used, Kind.I32),
-    }
-    builder.graph.add(f"ffn_moe_rows-{il}", Op.EXPERT_ROWS, Rows.TOKENS, inputs={"ids": topk}, outputs=places)
-    gate, up, down = (
-        Buffer(name, Kind.F32, n_places, width)
-        for name, width in (
-            ("ffn_moe_gate", hp.n_ff_exp),
-            ("ffn_moe_up", hp.n_ff_exp),
-            ("ffn_moe_down", hp.n_embd),
-        )
-    )
-    for out, role in ((gate, experts.ffn_gate_exps), (up, experts.ffn_up_exps)):
-        builder.matmul_id(f"{out.name}-{il}", x, role, out, places, gather=True)
-    expert_bias(builder, il, block, "ffn_gate_exps", gate, topk, places)
-    expert_bias(builder, il, block, "ffn_up_exps", up, topk, places)
-    builder.swiglu(f"ffn_moe_swiglu-{il}", gate, up, Rows.PLACES)
-    hidden = builder.activations(f"ffn_moe_swiglu-{il}", gate, experts.ffn_down_exps.qtypes, Rows.PLACES)
-    builder.matmul_id(f"ffn_moe_down-{il}", hidden, experts.ffn_down_exps, down, places, gather=False)
-    expert_bias(builder, il, block, "ffn_down_exps", down, topk, places)
-    inputs = {"x": down, "place": places["place"], "weights": chosen}
+    """ffn_norm -> l_out through the experts that the router chooses; adds the shared one's output."""
+    topk, chosen = choose(builder, il, x, block, experts.ffn_gate_inp)
+    inputs = run_experts(builder, il, x, block, experts, topk, chosen)
     if shared:
         inputs["shared"] = shared
     sum_experts(builder, il, inputs)
 
 
-def router(builder: Builder, il: int, x: Activations, block: Block, weight: Tensor) -> tuple[Buffer, Buffer]:
-    """ffn_norm -> the ids of each token's experts and their weights, both [n_expert_used]."""
+def choose(builder: Builder, il: int, x: Activations, block: Block, weight: Tensor) -> tuple[Buffer, Buffer]:
+    """The router's input -> the ids of each token's experts and their weights, both [n_expert_used]."""
     hp = builder.hparams
     logits = builder.buffer("ffn_moe_logits", hp.n_expert)
     builder.matmul(f"ffn_moe_logits-{il}", x, weight, logits, bias=block.get("ffn_gate_inp.bias"))
@@ -84,19 +53,64 @@ def router(builder: Builder, il: int, x: Activations, block: Block, weight: Tens
     return topk, chosen
 
 
-def expert_bias(
+def run_experts(
+    builder: Builder,
+    il: int,
+    x: Activations,
+    block: Block,
+    experts: Experts,
+    topk: Buffer,
+    chosen: Buffer,
+) -> dict[str, Buffer]:
+    """The experts' input -> the inputs of MOE_SUM: what each chosen expert gives, where, and its weight.
+
+    A *place* is one of a token's chosen experts; places are sorted by expert, so that each expert's
+    weights are read once for all its tokens.
+    """
+    hp = builder.hparams
+    n_places = builder.n_tokens * hp.n_expert_used
+    places = {
+        "used": Buffer("expert_used", Kind.I32, 1, hp.n_expert),
+        "n_used": Buffer("expert_n_used", Kind.I64, 1, 1),
+        "first": Buffer("expert_first", Kind.I32, 1, hp.n_expert + 1),
+        "counts": Buffer("expert_counts", Kind.I32, 1, hp.n_expert),
+        "token": Buffer("place_token", Kind.I32, n_places, 1),
+        "place": builder.buffer("token_place", hp.n_expert_used, Kind.I32),
+    }
+    builder.graph.add(f"ffn_moe_rows-{il}", Op.EXPERT_ROWS, Rows.TOKENS, inputs={"ids": topk}, outputs=places)
+    gate, up, down = (
+        Buffer(name, Kind.F32, n_places, width)
+        for name, width in (
+            ("ffn_moe_gate", hp.n_ff_exp),
+            ("ffn_moe_up", hp.n_ff_exp),
+            ("ffn_moe_down", hp.n_embd),
+        )
+    )
+    for out, role in ((gate, experts.ffn_gate_exps), (up, experts.ffn_up_exps)):
+        builder.matmul_id(f"{out.name}-{il}", x, role, out, places, gather=True)
+    of_each_expert(builder, il, block, "ffn_gate_exps", gate, topk, places)
+    of_each_expert(builder, il, block, "ffn_up_exps", up, topk, places)
+    name = builder.gated_unit(il, "ffn_moe", gate, up, Rows.PLACES)
+    hidden = builder.activations(name, gate, experts.ffn_down_exps.qtypes, Rows.PLACES)
+    builder.matmul_id(f"ffn_moe_down-{il}", hidden, experts.ffn_down_exps, down, places, gather=False)
+    of_each_expert(builder, il, block, "ffn_down_exps", down, topk, places)
+    return {"x": down, "place": places["place"], "weights": chosen}
+
+
+def of_each_expert(
     builder: Builder, il: int, block: Block, name: str, x: Buffer, topk: Buffer, places: dict[str, Buffer]
 ) -> None:
-    """Add to what each expert gave its own bias, if the file has one."""
-    if bias := block.get(f"{name}.bias"):
-        builder.graph.add(
-            f"{x.name}_biased-{il}",
-            Op.ADD_ID,
-            Rows.TOKENS,
-            inputs={"ids": topk, "place": places["place"]},
-            outputs={"x": x},
-            weights={"bias": bias},
-        )
+    """What each expert gave, times its own scale and plus its own bias, where the file has them."""
+    for kind, op, done in (("scale", Op.SCALE_ID, "scaled"), ("bias", Op.ADD_ID, "biased")):
+        if weight := block.get(f"{name}.{kind}"):
+            builder.graph.add(
+                f"{x.name}_{done}-{il}",
+                op,
+                Rows.TOKENS,
+                inputs={"ids": topk, "place": places["place"]},
+                outputs={"x": x},
+                weights={kind: weight},
+            )
 
 
 def sum_experts(builder: Builder, il: int, inputs: dict[str, Buffer]) -> None:

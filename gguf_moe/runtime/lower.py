@@ -164,7 +164,7 @@ def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
     k, v = task.inputs["k"], task.inputs["v"]
     group = task.options["n_head"] // task.options["n_head_kv"]
     at_once = max(n for n in structs.HEADS_AT_ONCE if group % n == 0)
-    scores = Buffer("attention_scores", Kind.F32, n_threads * at_once, k.rows)
+    scores = Buffer(f"attention_scores_{at_once}", Kind.F32, n_threads * at_once, k.rows)
     special: dict[str, Value] = {
         "n_embd_head_k": k.cols // task.options["n_head_kv"],
         "n_embd_head_v": task.outputs["out"].cols // task.options["n_head"],

@@ -33,7 +33,7 @@ def kv_kind(kv_type: str | None, weights: Weights) -> Kind:
 def cache_bytes(hparams: HParams, n_ctx: int, kind: Kind) -> int:
     """Bytes of the KV cache for n_ctx positions."""
     size = 2 if kind is Kind.F16 else 4
-    return hparams.n_layer_kv * n_ctx * hparams.n_embd_cache * size
+    return n_ctx * sum(hparams.of_layer(il).n_embd_cache for il in hparams.kv_layers) * size
 
 
 def state_bytes(hparams: HParams) -> int:

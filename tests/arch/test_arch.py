@@ -12,6 +12,8 @@ from gguf_moe.arch.rope import rope_tables
 from gguf_moe.arch.weights import load_weights
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import GGUFError, UnsupportedModelError
+from gguf_moe.graph.task import Kind
+from gguf_moe.runtime.placement import cache_bytes
 from gguf_moe_kernels.gating import Gating
 
 ROOT = Path(__file__).parents[2]
@@ -225,3 +227,23 @@ def test_bytes_per_token_of_a_dense_file_are_all_but_the_embeddings(tiny_gguf, l
     sizes = {tensor.name: tensor.n_bytes for tensor in GGUFReader(path).tensors}
     embeddings = sizes.pop("token_embd.weight")
     assert weights.bytes_per_token(0) == sum(sizes.values()) + embeddings // hparams.n_vocab
+
+
+def test_heads_differ_by_layer(tiny_file, loaded):
+    _, hparams, weights = loaded(tiny_file("gemma4"))
+    layers = [hparams.of_layer(il) for il in range(3)]
+    assert [hp.n_head_kv for hp in layers] == [2, 1, 2]
+    assert [hp.n_embd_head_k for hp in layers] == [16, 32, 16]
+    assert [hp.n_rot for hp in layers] == [16, 32, 16]
+    assert [hparams.kv_layer(il) for il in range(3)] == [0, 1, 0]
+    assert "attn_k.weight" not in weights.blk[2].tensors
+    per_position = 2 * 2 * 16 + 2 * 1 * 32
+    assert cache_bytes(hparams, 10, Kind.F32) == 10 * per_position * 4
+
+
+@pytest.mark.parametrize("n", [2, 3, 50])
+def test_layers_that_share_keys_need_one_of_each_kind_before_them(tiny_file, loaded, n):
+    with pytest.raises(GGUFError, match=rf"shared_kv_layers is {n} "):
+        loaded(tiny_file("gemma4", {"attention.shared_kv_layers": n}))
+    _, hparams, _ = loaded(tiny_file("mellum", {"attention.shared_kv_layers": n}))
+    assert hparams.kv_layer(2) == 2

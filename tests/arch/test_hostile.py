@@ -12,9 +12,11 @@ from gguf_moe.errors import GGUFMoeError
 from gguf_moe.graph.decoder import build_graph
 from gguf_moe.graph.task import Kind
 
-KEYS = """attention.scale attention.sliding_window attention.sliding_window_pattern embedding_scale
+KEYS = """attention.key_length_swa attention.scale attention.shared_kv_layers attention.sliding_window
+    attention.sliding_window_pattern attention.value_length_swa embedding_scale final_logit_softcapping
     expert_group_count expert_group_used_count expert_weights_scale logit_scale nextn_predict_layers
-    residual_scale rope.freq_base_swa rope.scaling.factor rope.scaling.original_context_length
+    residual_scale rope.dimension_count_swa
+    rope.freq_base_swa rope.scaling.factor rope.scaling.original_context_length
     rope.scaling.type""".split()
 VALUES = (
     (0, "u32"),

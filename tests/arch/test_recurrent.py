@@ -47,7 +47,7 @@ def test_which_layers_are_recurrent(tiny_file, arch, keys, is_recr):
     with open_checkpoint(tiny_file(arch, keys)) as checkpoint:
         hparams = read_hparams(checkpoint.metadata, find_arch(checkpoint.metadata))
     assert hparams.is_recr == is_recr
-    assert hparams.n_layer_kv == is_recr.count(False)
+    assert len(hparams.kv_layers) == is_recr.count(False)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Steps on a GPU that holds some of the experts: what it holds changes nothing in the results."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,12 @@ from gguf_moe.experts.routing import Recorder, Replay, Routing
 from gguf_moe.graph.task import Kind
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cuda.source import QTYPES
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
+try:
+    from tiny_models import write_tiny
+finally:
+    sys.path.pop(0)
 
 TOKENS = [3, 141, 59, 26, 5, 35, 8, 97, 93, 2, 38]
 
@@ -63,3 +72,18 @@ def test_what_was_recorded_gives_the_same_logits(hybrid_context, moe_file, asser
         routing = context.recorder.routing({})
     with hybrid_context(moe_file, 1, replay=Replay(routing)) as context:
         assert_same_bits(decode(context, TOKENS), expected)
+
+
+@pytest.mark.parametrize("arch", ["gemma4", "gpt-oss"])
+def test_scales_and_biases_of_experts_count_wherever_they_are(
+    hybrid_context, crew_context, tmp_path, assert_same_bits, arch
+):
+    path, results = write_tiny(arch, tmp_path / f"{arch}.gguf", quantized=True), []
+    for slots in (0, 3, 8):
+        with hybrid_context(path, slots, kv_kind=Kind.F32) as context:
+            results.append(decode(context, TOKENS))
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
+    with crew_context(path, 2, n_ctx=48, kv_kind=Kind.F32) as context:
+        expected = decode(context, TOKENS)
+    assert ((results[0] - expected) ** 2).mean() / (expected**2).mean() < 1e-3
