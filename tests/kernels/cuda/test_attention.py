@@ -82,7 +82,8 @@ def test_attention_in_int8(rng, call, attend, assert_same_bits, dtype, d, n_past
     stride = attention_scores_stride(d, attention_splits(N_CTX, 0))
     out = np.zeros((1, n_head * d), np.float32)
     rows = np.zeros((1, activation.row_size(n_head * d)), np.uint8)
-    sizes = {"n_head": n_head, "n_head_kv": n_head_kv, "n_embd_head_k": d, "n_embd_head_v": d, "n_swa": 0}
+    sizes = {"n_head": n_head, "n_head_kv": n_head_kv, "n_embd_head_k": d, "n_embd_head_v": d}
+    sizes |= {"v_width": n_head_kv * d, "n_swa": 0}
     arrays = {"q": q, "k": k, "v": v, "out": out, "scores": np.zeros(n_head * stride // 4, np.float32)}
     options = {"sinks": 0, "scale": 0.2, "scores_stride": stride, "n_past": n_past, "cells": 0, "rows": 1}
     call(
@@ -93,3 +94,10 @@ def test_attention_in_int8(rng, call, attend, assert_same_bits, dtype, d, n_past
     )
     assert_same_bits(out, expected)
     assert_same_bits(rows, activations.quantize(activation, expected))
+
+
+def test_values_may_be_the_beginnings_of_keys(rng, attend, assert_same_bits):
+    q, k = normal(rng, 2, 4 * 96), normal(rng, N_CTX, 96)
+    options = {"n_head": 4, "n_head_kv": 1, "n_past": 200}
+    packed = attend(q, k, k[:, :64].copy(), **options)
+    assert_same_bits(attend(q, k, k, d_v=64, **options), packed)
