@@ -26,6 +26,7 @@ from gguf_moe.errors import (
 )
 
 if TYPE_CHECKING:
+    from gguf_moe.async_model import AsyncModel
     from gguf_moe.chat import Conversation
     from gguf_moe.model import Model, Progress
     from gguf_moe.sample import Sampling
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncModel",
     "BusyError",
     "ContextFullError",
     "Conversation",
@@ -52,7 +54,13 @@ __all__ = [
     "load_tokenizer",
 ]
 
-_LAZY = {"Conversation": "chat", "Model": "model", "Sampling": "sample", "Tokenizer": "text.tokenizer"}
+_LAZY = {
+    "AsyncModel": "async_model",
+    "Conversation": "chat",
+    "Model": "model",
+    "Sampling": "sample",
+    "Tokenizer": "text.tokenizer",
+}
 
 
 def load(path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Model:

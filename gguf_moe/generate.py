@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,10 @@ class Piece:
 
 @dataclass(slots=True)
 class Result:
-    """What a generation has produced so far. finish_reason is None until it ends, then "stop" or "length"."""
+    """What a generation has produced so far.
+
+    finish_reason is None until it ends, then "stop", "length" or "cancelled".
+    """
 
     prompt_token_ids: list[int]
     token_ids: list[int] = field(default_factory=list)
@@ -156,6 +160,35 @@ def decode_loop(
         yield from continuation.take(logits, context.tokens, len(context.tokens) == context.n_ctx)
         if not result.finish_reason:
             logits = context.extend(result.token_ids[-1:], 1)[0]
+
+
+class Cancelled(Exception):
+    """The caller has had enough, in the middle of a prompt."""
+
+
+def watching(
+    cancel: threading.Event, progress: Callable[[int, int], None] | None
+) -> Callable[[int, int], None]:
+    """The progress function, which also raises Cancelled once `cancel` is set."""
+
+    def watch(done: int, total: int) -> None:
+        if progress:
+            progress(done, total)
+        if cancel.is_set() and done < total:
+            raise Cancelled
+
+    return watch
+
+
+def until(cancel: threading.Event, pieces: Iterator[Piece], result: Result) -> Iterator[Piece]:
+    """The pieces, until `cancel` is set."""
+    try:
+        for piece in pieces:
+            yield piece
+            if cancel.is_set():
+                raise Cancelled
+    except Cancelled:
+        result.finish_reason = result.finish_reason or "cancelled"
 
 
 class TextStream:

@@ -22,7 +22,7 @@ from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import BusyError, ContextFullError, OptionError, TemplateError
 from gguf_moe.experts.heat import HeatOwner, load_heat, save_heat
 from gguf_moe.experts.routing import Recorder
-from gguf_moe.generate import Continuation, Generation, Piece, Result, decode_loop
+from gguf_moe.generate import Continuation, Generation, Piece, Result, decode_loop, until, watching
 from gguf_moe.options import Options
 from gguf_moe.runtime import machine, placement
 from gguf_moe.runtime.context import Context
@@ -34,6 +34,8 @@ from gguf_moe.runtime.ready import prepare_gpu, start_on_cpu, start_on_gpu
 from gguf_moe.sample import Breakers, Sampler, Sampling, find_breakers
 from gguf_moe.sample.sampling import NAMES as SAMPLING_NAMES
 from gguf_moe.scheduler import Scheduler
+from gguf_moe.session import load_session, save_session
+from gguf_moe.stats import Totals, describe
 from gguf_moe.text.chat_template import ChatTemplate, find_chat_template
 from gguf_moe.text.reasoning import Splitter, splitter_for
 from gguf_moe.text.tokenizer import Tokenizer, build_tokenizer
@@ -67,6 +69,8 @@ class Model:
     ):
         start = time.perf_counter()
         self.load_times = LoadTimes()
+        self.totals = Totals()
+        """Of all generations so far."""
         self._lock = threading.Lock()
         self._closed = False
         self._breakers: dict[tuple[str, ...], Breakers] = {}
@@ -166,18 +170,20 @@ class Model:
         stop: str | Sequence[str] = (),
         sampling: Sampling | None = None,
         progress: Progress | None = None,
+        cancel: threading.Event | None = None,
         **sampling_options: Any,
     ) -> Generation:
         """Continue a prompt, piece by piece.
 
         prompt: text, or token ids taken as they are. max_tokens None goes on until the model ends or the
         context is full. `sampling`, or its fields as keyword arguments (temperature=0, seed=1, ...).
+        cancel: once it is set, from any thread, the generation ends after the step that runs.
         Raises ContextFullError before any work if the prompt does not fit.
         """
         continuation = self.continuation(
             prompt, max_tokens=max_tokens, stop=stop, sampling=sampling, **sampling_options
         )
-        return Generation(self._pieces(continuation, progress), continuation.result)
+        return Generation(self._pieces(continuation, progress, cancel), continuation.result)
 
     def continuation(
         self,
@@ -300,9 +306,39 @@ class Model:
         n_layer, n_expert = gpu.slots.cache.n_layer, gpu.slots.n_expert
         return HeatOwner(self.arch.name, name if isinstance(name, str) else "", n_layer, n_expert)
 
-    def _pieces(self, continuation: Continuation, progress: Progress | None) -> Generator[Piece]:
+    def save_session(self, path: str | os.PathLike[str]) -> int:
+        """Write the tokens in the KV cache with their keys and values; how many. Raises GGUFMoeError."""
         with self._in_use():
-            yield from decode_loop(self._context, continuation, _stage(progress, "prompt"))
+            return save_session(path, self._context, self._checkpoint)
+
+    def load_session(self, path: str | os.PathLike[str]) -> list[int]:
+        """Go on where a session was saved; its tokens. A prompt that begins with them computes only the rest.
+
+        Raises GGUFMoeError if the file is damaged or of another model, ContextFullError.
+        """
+        with self._in_use():
+            return load_session(path, self._context, self._checkpoint)
+
+    @property
+    def n_cached(self) -> int:
+        """Tokens that the KV cache holds."""
+        return len(self._context.tokens)
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers about the model and all that it did, ready for JSON; what they mean: docs/python.md."""
+        with self._in_use():
+            return describe(self)
+
+    def _pieces(
+        self, continuation: Continuation, progress: Progress | None, cancel: threading.Event | None
+    ) -> Generator[Piece]:
+        told, result = _stage(progress, "prompt"), continuation.result
+        with self._in_use():
+            pieces = decode_loop(self._context, continuation, watching(cancel, told) if cancel else told)
+            try:
+                yield from until(cancel, pieces, result) if cancel else pieces
+            finally:
+                self.totals.add(result)
 
     def _start(self, progress: Progress | None) -> None:
         """Compile what is not cached, then make the program and the threads."""

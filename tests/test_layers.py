@@ -30,6 +30,9 @@ ALLOWED = {
     "gguf_moe.scheduler": {"gguf_moe.generate", "gguf_moe.runtime"},
     "gguf_moe.completions": {"gguf_moe.generate", "gguf_moe.text"},
     "gguf_moe.chat": {"gguf_moe.generate", "gguf_moe.text"},
+    "gguf_moe.async_model": {"gguf_moe.generate"},
+    "gguf_moe.session": {"gguf_moe.checkpoint", "gguf_moe.runtime"},
+    "gguf_moe.stats": {"gguf_moe.generate"},
     "gguf_moe.bench": {
         "gguf_moe.arch",
         "gguf_moe.checkpoint",

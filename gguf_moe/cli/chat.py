@@ -170,9 +170,11 @@ class Dialogue:
         model = self._conversation.model
         _note(f"context: {self._conversation.n_tokens} of {model.n_ctx} tokens")
         if self._last:
-            _note(f"last answer: {self._last.n_reused} tokens reused; {summary(self._last)}")
+            _note(f"last answer: {self._last.n_reused} tokens reused")
+            _note(summary(self._last))
         if model.gpu:
-            _note(f"{slots_line(model.gpu)}; {usage_line(model.gpu.usage())}")
+            _note(slots_line(model.gpu))
+            _note(usage_line(model.gpu.usage()))
 
 
 def _typed() -> Iterator[str]:

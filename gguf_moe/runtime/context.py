@@ -22,10 +22,10 @@ from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.mailbox import MOST_PLACES
 from gguf_moe.runtime.gpu.runner import GpuRunner
 from gguf_moe.runtime.lower import lower
-from gguf_moe.runtime.memory import Memory
+from gguf_moe.runtime.memory import Memory, row_size
 from gguf_moe.runtime.program import Program, Row
 from gguf_moe.runtime.runner import Runner, Step
-from gguf_moe.runtime.sequence import CachedSequence, Part
+from gguf_moe.runtime.sequence import CachedSequence, Part, StatePart
 from gguf_moe_kernels.cpu.library import KernelLibrary
 
 Progress = Callable[[int, int], None]
@@ -184,6 +184,34 @@ class Context:
             states[self.sequences.index(target)] = states[self.sequences.index(source)]
         target.tokens = source.tokens[:n]
         return n
+
+    def state_parts(self, n: int) -> list[StatePart]:
+        """Where the first sequence has what it remembers of n tokens."""
+        buffers = self.graph.buffers()
+        caches = [StatePart(name, 0, n * row_size(buffers[name])) for name in self._caches]
+        whole = {name: buffers[name].rows * row_size(buffers[name]) for name in self._states}
+        return caches + [StatePart(name, 0, size // len(self.sequences)) for name, size in whole.items()]
+
+    def read_state(self, part: StatePart) -> np.ndarray:
+        """The bytes of a part, u8 [nbytes]."""
+        assert self._runner is not None, "start() comes first"
+        return self._runner.read(part.name, part.start, part.nbytes)
+
+    def write_state(self, part: StatePart, data: np.ndarray) -> None:
+        """Give a part other bytes; when all are written, `hold` says which tokens they are of."""
+        assert self._runner is not None, "start() comes first"
+        self._runner.write(part.name, part.start, data)
+
+    def hold(self, tokens: Sequence[int]) -> None:
+        """The state is now that of these tokens, in the first sequence."""
+        self.sequences[0].tokens = list(tokens)
+
+    def cache_layout(self) -> bytes:
+        """Equal for contexts whose caches mean the same: the buffers' rows, and the angles of positions."""
+        buffers = self.graph.buffers()
+        rows = [f"{name} {buffers[name].kind} {buffers[name].cols}" for name in self._caches + self._states]
+        angles = self._positions.inputs(1, 1)
+        return "\n".join(rows).encode() + b"".join(angles[name].tobytes() for name in sorted(angles))
 
     def close(self) -> None:
         """Join the threads and give the memory back."""

@@ -44,6 +44,15 @@ class CpuRunner:
     def chosen(self, n_tokens: int) -> list[np.ndarray]:
         return [self._memory[f"ffn_moe_topk-{il}"][:n_tokens] for il in self._expert_layers]
 
+    def read(self, name: str, start: int, nbytes: int) -> np.ndarray:
+        return self._bytes(name)[start : start + nbytes].copy()
+
+    def write(self, name: str, start: int, data: np.ndarray) -> None:
+        self._bytes(name)[start : start + data.nbytes] = data
+
+    def _bytes(self, name: str) -> np.ndarray:
+        return self._memory[name].reshape(-1).view(np.uint8)
+
     def close(self) -> None:
         self._crew.close()
         self._program = None

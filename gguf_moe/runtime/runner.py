@@ -42,5 +42,11 @@ class Runner(Protocol):
         """The experts of the last step, which had so many tokens: int32 [n_tokens, n_expert_used] for each
         layer that has experts, best first."""
 
+    def read(self, name: str, start: int, nbytes: int) -> np.ndarray:
+        """Bytes of a buffer that lasts from step to step (KV cache, states): a copy, u8 [nbytes]."""
+
+    def write(self, name: str, start: int, data: np.ndarray) -> None:
+        """Change bytes of such a buffer."""
+
     def close(self) -> None:
         """Join threads and give memory back. Twice is fine."""

@@ -38,6 +38,8 @@ from gguf_moe_kernels.cpu.library import KernelLibrary
 
 STEP_LIMIT_S = 60.0
 """How long the GPU may take after the crew has finished its part of a step."""
+STAGING = 1 << 24
+"""Bytes that go to the KV cache, or come from it, at a time."""
 PROGRESS_LIMIT_S = 20.0
 """How long neither side may get on."""
 
@@ -259,6 +261,26 @@ class GpuRunner:
 
     def chosen(self, n_tokens: int) -> list[np.ndarray]:
         return [np.array(ids, np.int32).reshape(n_tokens, -1) for ids in self._last.chosen(n_tokens)]
+
+    def read(self, name: str, start: int, nbytes: int) -> np.ndarray:
+        found = np.empty(nbytes, np.uint8)
+        staging = self._device.pinned(min(nbytes, STAGING))
+        address = staging.__array_interface__["data"][0]
+        for at in range(0, nbytes, STAGING):
+            n = min(STAGING, nbytes - at)
+            self._device.copy(self._stream, address, self._caches[name] + start + at, n)
+            wait(self._device, self._stream, STEP_LIMIT_S)
+            found[at : at + n] = staging[:n]
+        return found
+
+    def write(self, name: str, start: int, data: np.ndarray) -> None:
+        staging = self._device.pinned(min(data.nbytes, STAGING))
+        address = staging.__array_interface__["data"][0]
+        for at in range(0, data.nbytes, STAGING):
+            n = min(STAGING, data.nbytes - at)
+            staging[:n] = data[at : at + n]
+            self._device.copy(self._stream, self._caches[name] + start + at, address, n)
+            wait(self._device, self._stream, STEP_LIMIT_S)
 
     def close(self) -> None:
         if self._crew:
