@@ -26,3 +26,9 @@ def dense_file(tiny_gguf, tmp_path_factory):
 def recurrent_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "qwen3next.gguf"
     return tiny_models.write_tiny("qwen3next", path, quantized=True)
+
+
+@pytest.fixture(scope="session")
+def other_recurrent_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "qwen35moe.gguf"
+    return tiny_models.write_tiny("qwen35moe", path, quantized=True)

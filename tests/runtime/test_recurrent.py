@@ -6,12 +6,9 @@ import pytest
 import gguf_moe
 from gguf_moe.arch import find_arch
 from gguf_moe.arch.hparams import read_hparams
-from gguf_moe.arch.weights import load_weights
 from gguf_moe.checkpoint import open_checkpoint
-from gguf_moe.errors import UnsupportedModelError
 from gguf_moe.graph.task import Kind
 from gguf_moe.runtime import placement
-from gguf_moe.runtime.gpu.placement import open_device
 from gguf_moe.runtime.sequence import Part
 
 TOKENS = [3, 141, 59, 26, 5, 35, 89, 79, 32, 38]
@@ -73,16 +70,6 @@ def test_memory_counts_states_and_the_caches_of_other_layers(context, recurrent_
     caches = sum(2 * b.rows * b.cols for b in buffers if b.name.startswith("cache_"))
     assert placement.state_bytes(hparams) == states
     assert placement.cache_bytes(hparams, context.n_ctx, Kind.F16) == caches
-
-
-def test_a_gpu_is_not_used(recurrent_file):
-    with open_checkpoint(recurrent_file) as checkpoint:
-        arch = find_arch(checkpoint.metadata)
-        hparams = read_hparams(checkpoint.metadata, arch)
-        weights = load_weights(checkpoint, arch, hparams)
-        assert open_device("auto", arch, hparams, weights, None) is None
-        with pytest.raises(UnsupportedModelError, match=r"the GPU does not have .* use --device cpu"):
-            open_device("cuda:0", arch, hparams, weights, None)
 
 
 def test_a_state_is_copied_with_all_its_tokens_or_not_at_all(crew_context, recurrent_file, assert_same_bits):

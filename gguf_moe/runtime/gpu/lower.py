@@ -14,6 +14,8 @@ import numpy as np
 from gguf_moe.checkpoint import Tensor
 from gguf_moe.errors import UnsupportedModelError
 from gguf_moe.graph.task import Buffer, Graph, Op, Rows, Task
+from gguf_moe.runtime.gpu.delta_net import LOWER as DELTA_NET
+from gguf_moe.runtime.gpu.delta_net import check_delta_net
 from gguf_moe.runtime.gpu.mailbox import Mailbox, Post
 from gguf_moe.runtime.gpu.memory import DeviceMemory
 from gguf_moe.runtime.lower import Lowered, given_ids, lower_task
@@ -84,11 +86,14 @@ def expert_sections(graph: Graph) -> list[ExpertSection]:
 
 
 def check_ops(graph: Graph) -> None:
-    """Raise UnsupportedModelError if the GPU does not have an op of the graph."""
+    """Raise UnsupportedModelError if the GPU does not have an op of the graph, or not for such sizes."""
     if missing := sorted({task.op for task in graph.tasks} - set(_LOWER)):
         raise UnsupportedModelError(
             f"the GPU does not have this model's {missing[0]} operation yet; use --device cpu."
         )
+    for task in graph.tasks:
+        if task.op is Op.GATED_DELTA_NET:
+            check_delta_net(task)
 
 
 def lower_to_gpu(graph: Graph, memory: DeviceMemory, mailbox: Mailbox) -> list[Launch]:
@@ -353,6 +358,7 @@ _LOWER: dict[Op, Callable[[Task, DeviceMemory], GpuLowered]] = {
     Op.ADD_ID: _by_choice,
     Op.SCALE_ID: _by_choice,
     Op.SHEXP_GATE: _shexp_gate,
+    **DELTA_NET,
 }
 
 

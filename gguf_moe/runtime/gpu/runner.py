@@ -12,7 +12,7 @@ import numpy as np
 from gguf_moe.arch.weights import Experts, Weights
 from gguf_moe.checkpoint import Tensor
 from gguf_moe.errors import DeviceError
-from gguf_moe.graph.task import Graph, Kind, Rows
+from gguf_moe.graph.task import Graph, Rows
 from gguf_moe.runtime.crew import Crew
 from gguf_moe.runtime.gpu.branches import Branches
 from gguf_moe.runtime.gpu.device import Device, wait
@@ -353,9 +353,9 @@ class _Watch:
 
 
 def _allocate_caches(device: Device, graph: Graph) -> dict[str, int]:
-    """The KV cache: buffers that tasks of every step share."""
+    """The KV cache and the states of recurrent layers: buffers that tasks of every step share."""
     return {
         buffer.name: device.allocate(buffer.rows * row_size(buffer))
         for buffer in graph.buffers().values()
-        if buffer.name.startswith("cache_") and buffer.kind in (Kind.F16, Kind.F32)
+        if buffer.name.startswith(("cache_", "conv_states_", "ssm_states_"))
     }

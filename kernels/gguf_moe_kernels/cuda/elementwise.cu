@@ -71,6 +71,15 @@ KERNEL(concat, Concat, THREADS)
         : at<const float>(a.b)[(head + 1) * a.b_width - n + j];
 }
 
+KERNEL(parts, Parts, THREADS)
+{
+    long long row = blockIdx.x, i = element();
+    if (row >= count_at(a.rows) || i >= a.n_head * a.n)
+        return;
+    at<float>(a.out)[row * a.out_width + a.out_first + i] =
+        at<const float>(a.x)[row * a.x_width + a.first + i / a.n * a.stride + i % a.n];
+}
+
 // One thread for each pair of a row.
 KERNEL(rope, Rope, THREADS)
 {
@@ -128,6 +137,13 @@ KERNEL(geglu, Geglu, THREADS)
         return;
     float &gate = at<float>(a.gate)[row * a.n + i];
     gate = gelu(gate) * at<const float>(a.up)[row * a.n + i];
+}
+
+KERNEL(sigmoid_mul, SigmoidMul, THREADS)
+{
+    long long row = blockIdx.x, i = element();
+    if (row < count_at(a.rows) && i < a.n)
+        at<float>(a.x)[row * a.n + i] *= sigmoid(at<const float>(a.gate)[row * a.n + i]);
 }
 
 KERNEL(softcap, Softcap, THREADS)

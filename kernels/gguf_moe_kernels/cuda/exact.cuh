@@ -25,6 +25,27 @@ __device__ __forceinline__ float exact_exp(float x)
     return p * __uint_as_float(static_cast<unsigned>(to_int(n) + 127) << 23);
 }
 
+// Of positive normal numbers.
+__device__ __forceinline__ float exact_log(float x)
+{
+    int bits = static_cast<int>(__float_as_uint(x));
+    int e = (bits - SQRT_HALF_BITS) >> 23;
+    float m = __uint_as_float(static_cast<unsigned>(bits - (e << 23))) - 1.0f;
+    float s = m / (m + 2.0f);
+    float z = s * s;
+    float p = LOG_COEFFICIENTS_0;
+    p = __fmaf_rn(p, z, LOG_COEFFICIENTS_1);
+    p = __fmaf_rn(p, z, LOG_COEFFICIENTS_2);
+    p = __fmaf_rn(p, z, LOG_COEFFICIENTS_3);
+    float n = static_cast<float>(e);
+    return __fmaf_rn(n, LN2_HIGH, __fmaf_rn(n, LN2_LOW, __fmaf_rn(s * z, p, s + s))) + (x - x);
+}
+
+__device__ __forceinline__ float softplus(float x)
+{
+    return x > SOFTPLUS_MAX ? x : exact_log(1.0f + exact_exp(x));
+}
+
 __device__ __forceinline__ float sigmoid(float x)
 {
     return 1.0f / (1.0f + exact_exp(-x));

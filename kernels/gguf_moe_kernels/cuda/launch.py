@@ -86,6 +86,8 @@ def _rms_norm(a: Any, rows: int) -> Launch:
     "elementwise.swiglu_oai",
     "elementwise.geglu",
     "elementwise.softcap",
+    "elementwise.sigmoid_mul",
+    "delta_net.delta_net_gates",
     "moe.moe_sum",
     "mailbox.moe_join",
 )
@@ -101,6 +103,30 @@ def _get_rows(a: Any, rows: int) -> Launch:
 @rule("elementwise.concat")
 def _concat(a: Any, rows: int) -> Launch:
     return Launch((rows, blocks(a.n_head * (a.n_a + a.n_b), 256)), (256,))
+
+
+@rule("elementwise.parts")
+def _parts(a: Any, rows: int) -> Launch:
+    return Launch((rows, blocks(a.n_head * a.n, 256)), (256,))
+
+
+@rule("delta_net.l2_norm")
+def _l2_norm(a: Any, rows: int) -> Launch:
+    return Launch((blocks(rows * a.n_head, 8),), (256,))
+
+
+@rule("delta_net.ssm_conv")
+def _ssm_conv(a: Any, rows: int) -> Launch:
+    return Launch((blocks(a.n, 256),), (256,))
+
+
+WIDEST_DELTA_NET_HEAD = 256 + 31
+"""The most elements of a head that delta_net.cu holds in registers: MOST_LANES of 32, and some more."""
+
+
+@rule("delta_net.gated_delta_net")
+def _gated_delta_net(a: Any, rows: int) -> Launch:
+    return Launch((blocks(a.n_head * a.n, 8),), (256,))
 
 
 @rule("elementwise.rope")

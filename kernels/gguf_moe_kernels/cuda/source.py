@@ -67,6 +67,8 @@ def preamble(qtype: str | None) -> str:
     for name, value in vars(constants).items():
         if isinstance(value, np.float32):
             lines.append(_constant(name, value))
+        elif isinstance(value, int):
+            lines.append(f"constexpr int {name} = {value};")
         elif isinstance(value, tuple):
             lines += [_constant(f"{name}_{i}", element) for i, element in enumerate(value)]
     lines += [f"constexpr int GATING_{gating.name} = {int(gating)};" for gating in Gating]

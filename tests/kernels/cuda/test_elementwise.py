@@ -124,6 +124,23 @@ def test_concat(rng, call, assert_same_bits):
     assert_same_bits(out, expected)
 
 
+def test_parts(rng, call, assert_same_bits):
+    x, out, expected = normal(rng, 3, 300), *np.zeros((2, 3, 200), np.float32)
+    options = {"n_head": 5, "n": 33, "first": 7, "stride": 50, "out_first": 20}
+    ops.parts(x, expected, **options)
+    call("elementwise.parts", structs.PARTS, x=x, out=out, x_width=300, out_width=200, rows=3, **options)
+    assert_same_bits(out, expected)
+
+
+def test_sigmoid_mul(rng, call, assert_same_bits):
+    x, gate = normal(rng, 3, 300), 8 * normal(rng, 3, 300)
+    gate[0, :5] = 200, -200, np.nan, np.inf, -np.inf
+    expected = x.copy()
+    ops.sigmoid_mul(expected, gate)
+    call("elementwise.sigmoid_mul", structs.SIGMOID_MUL, x=x, gate=gate, n=300, rows=3)
+    assert_same_bits(x, expected)
+
+
 def test_scale_rows(rng, call, assert_same_bits):
     x, factors = normal(rng, 3, 300), normal(rng, 3, 1)
     expected = x.copy()
