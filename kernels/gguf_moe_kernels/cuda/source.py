@@ -15,6 +15,7 @@ import numpy as np
 
 from gguf_moe_kernels import constants, structs
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
+from gguf_moe_kernels.codebooks import CODEBOOKS
 from gguf_moe_kernels.gating import Gating
 from gguf_moe_kernels.quants import GGMLType
 
@@ -79,6 +80,8 @@ def preamble(qtype: str | None) -> str:
             f"constexpr int GGML_TYPE = GGML_TYPE_{qtype.upper()};",
             f"#define QTYPE_{qtype.upper()} 1",
         ]
+        if (entries := CODEBOOKS.get(GGMLType[qtype.upper()])) is not None:
+            lines.append(_codebook(entries))
     return "\n".join(lines) + "\n"
 
 
@@ -120,3 +123,10 @@ def _camel(name: str) -> str:
 
 def _constant(name: str, value: np.float32) -> str:
     return f"constexpr float {name} = {float(value).hex()}f;"
+
+
+def _codebook(entries: np.ndarray) -> str:
+    """The entries (int8 [n, width]) in words of four weights; from 0 on where some are negative."""
+    words = (entries - min(entries.min(), 0)).astype(np.uint8).view("<u4").ravel()
+    listed = ", ".join(f"{word:#x}u" for word in words.tolist())
+    return f"static __device__ const unsigned CODEBOOK[{len(words)}] = {{{listed}}};"

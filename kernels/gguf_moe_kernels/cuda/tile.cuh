@@ -33,7 +33,7 @@ template <typename Block>
 struct Shape
 {
     static constexpr bool IS_LONG = Block::SIZE == 256;
-    static constexpr int GROUP = IS_LONG && Block::APART == 64 ? 16 : 32;
+    static constexpr int GROUP = Block::GROUP;
     static constexpr int GROUPS = IS_LONG ? K / GROUP : 1, IN_STEP = K / Block::SIZE;
     static constexpr bool HAS_MINIMUM = Block::HAS_MINIMUM;
 };

@@ -9,7 +9,7 @@ from gguf_moe_kernels.ref import activations
 
 QTYPES = [qtype for qtype in ACTIVATION_FORMAT if qtype.name.lower() in source.QTYPES]
 D_OFFSETS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_K": (0, 2), "Q5_K": (0, 2)}
-D_OFFSETS |= {"Q4_1": (0, 2), "Q5_1": (0, 2)}
+D_OFFSETS |= {"Q4_1": (0, 2), "Q5_1": (0, 2), "TQ1_0": (52,), "TQ2_0": (64,)}
 
 
 def random_rows(rng, qtype, n_rows, n):
@@ -26,7 +26,13 @@ def random_rows(rng, qtype, n_rows, n):
     else:
         for offset in D_OFFSETS.get(qtype.name, (0,)):
             d = rng.standard_normal(blocks.shape[:2]).astype(np.float16)[..., None]
-            blocks[..., offset : offset + 2] = d.view(np.uint8)
+            if qtype is GGMLType.IQ1_M:  # four bits of d in each of the last four u16
+                words = blocks[..., 48:].view(np.uint16) & 0xFFF
+                blocks[..., 48:] = (
+                    (words | d.view(np.uint16) >> [0, 4, 8, 12] << 12).astype("<u2").view(np.uint8)
+                )
+            else:
+                blocks[..., offset : offset + 2] = d.view(np.uint8)
     return blocks.reshape(n_rows, -1)
 
 

@@ -1,7 +1,7 @@
 // What the files of the weight types share: the form in which they hand over weights, and unaligned loads.
 //
-// A type's file defines `struct Block`. Its constants: SIZE weights in BYTES bytes; OFFSET, which is taken off
-// every quant; HAS_MINIMUM. A lane holds 32 weights of a block, a *part*: a whole block of 32, or one of eight
+// A type's file defines `struct Block`. Its constants: SIZE weights in BYTES bytes; GROUP weights with one scale;
+// OFFSET, which is taken off every quant; HAS_MINIMUM. A lane holds 32 weights of a block, a *part*: a whole block of 32, or one of eight
 // parts of a block of 256. A part is two runs of 16 weights that follow each other, at Block::first(part) and
 // APART after it. Block::load asks for the part's bytes, unpack makes a Part of them.
 #include "kernel.cuh"

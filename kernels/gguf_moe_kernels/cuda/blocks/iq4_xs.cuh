@@ -4,7 +4,7 @@
 
 struct Block
 {
-    static constexpr int SIZE = 256, BYTES = 136, APART = 16, OFFSET = 0;
+    static constexpr int SIZE = 256, BYTES = 136, APART = 16, GROUP = 32, OFFSET = 0;
     static constexpr bool HAS_MINIMUM = false;
 
     unsigned header[2], quants[4];

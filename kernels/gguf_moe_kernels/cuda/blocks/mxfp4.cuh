@@ -4,7 +4,7 @@
 
 struct Block
 {
-    static constexpr int SIZE = 32, BYTES = 17, APART = 16, OFFSET = 0;
+    static constexpr int SIZE = 32, BYTES = 17, APART = 16, GROUP = 32, OFFSET = 0;
     static constexpr bool HAS_MINIMUM = false;
 
     unsigned exponent, quants[4];

@@ -4,7 +4,7 @@
 
 struct Block
 {
-    static constexpr int SIZE = 256, BYTES = 84, APART = 64, OFFSET = 0;
+    static constexpr int SIZE = 256, BYTES = 84, APART = 64, GROUP = 16, OFFSET = 0;
     static constexpr bool HAS_MINIMUM = true;
 
     unsigned quants[4], scales[2], d;

@@ -5,7 +5,7 @@
 
 struct Block
 {
-    static constexpr int SIZE = 256, BYTES = 110, APART = 64, OFFSET = 4;
+    static constexpr int SIZE = 256, BYTES = 110, APART = 64, GROUP = 16, OFFSET = 4;
     static constexpr bool HAS_MINIMUM = false;
 
     unsigned third[4], quants[4], low[2], high, d;

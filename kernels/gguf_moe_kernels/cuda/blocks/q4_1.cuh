@@ -4,7 +4,7 @@
 
 struct Block
 {
-    static constexpr int SIZE = 32, BYTES = 20, APART = 16, OFFSET = 0;
+    static constexpr int SIZE = 32, BYTES = 20, APART = 16, GROUP = 32, OFFSET = 0;
     static constexpr bool HAS_MINIMUM = true;
 
     unsigned words[5];

@@ -4,7 +4,7 @@
 
 struct Block
 {
-    static constexpr int SIZE = 256, BYTES = 144, APART = 32, OFFSET = 0;
+    static constexpr int SIZE = 256, BYTES = 144, APART = 32, GROUP = 32, OFFSET = 0;
     static constexpr bool HAS_MINIMUM = true;
 
     unsigned header[4], quants[4];

@@ -4,7 +4,7 @@
 
 struct Block
 {
-    static constexpr int SIZE = 32, BYTES = 22, APART = 16, OFFSET = 16;
+    static constexpr int SIZE = 32, BYTES = 22, APART = 16, GROUP = 32, OFFSET = 16;
     static constexpr bool HAS_MINIMUM = false;
 
     unsigned d, words[5];

@@ -4,7 +4,7 @@
 
 struct Block
 {
-    static constexpr int SIZE = 256, BYTES = 210, APART = 64, OFFSET = 32;
+    static constexpr int SIZE = 256, BYTES = 210, APART = 64, GROUP = 16, OFFSET = 32;
     static constexpr bool HAS_MINIMUM = false;
 
     unsigned low[4], high[4], d;
