@@ -62,6 +62,7 @@ class Scheduler:
 
     def __init__(self, context: Context, n_waiting: int):
         self.counts = Counts()
+        self.use = context.watch_experts()
         self._context = context
         self._n_waiting = n_waiting
         self._waiting: deque[Job] = deque()

@@ -13,6 +13,7 @@ from gguf_moe.arch.positions import Positions
 from gguf_moe.arch.weights import Weights
 from gguf_moe.errors import ContextFullError, OptionError
 from gguf_moe.experts.routing import Recorder, Replay
+from gguf_moe.experts.use import ExpertUse
 from gguf_moe.graph.decoder import build_graph
 from gguf_moe.graph.task import Graph, Kind
 from gguf_moe.runtime.cpu import CpuRunner
@@ -56,7 +57,7 @@ class Context:
         self.n_batch = n_batch
         goes_back = not any(hparams.is_recr)
         self.sequences = [CachedSequence(number * n_ctx, goes_back) for number in range(n_seq_max)]
-        self.recorder: Recorder | None = None
+        self.recorder: Recorder | ExpertUse | None = None
         """Learns what the routers choose, from the moment it is set."""
         self._replay = replay
         self._expert_layers = [il for il, block in enumerate(weights.blk) if block.experts]
@@ -89,8 +90,13 @@ class Context:
         hp = self._hparams
         if not self._expert_layers:
             raise OptionError("this model has no experts, so there is no routing to record.")
-        self.recorder = Recorder(hp.n_layer, self._expert_layers, hp.n_expert, hp.n_expert_used)
-        return self.recorder
+        self.recorder = recorder = Recorder(hp.n_layer, self._expert_layers, hp.n_expert, hp.n_expert_used)
+        return recorder
+
+    def watch_experts(self) -> ExpertUse:
+        """Count from now on how much each expert is used; what was recorded before ends."""
+        self.recorder = use = ExpertUse(self._expert_layers, self._hparams.n_expert)
+        return use
 
     def rows(self, n_threads: int) -> list[Row]:
         """The program's rows for so many threads; their kernels must be in the library before `start`."""

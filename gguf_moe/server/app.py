@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from gguf_moe.completions import envelope
 from gguf_moe.errors import GGUFMoeError
+from gguf_moe.experts.cache import MISSING
 from gguf_moe.server import metrics
 from gguf_moe.server.choices import ChatChoice, Choice, TextChoice
 from gguf_moe.server.errors import describe, error_response
@@ -67,6 +68,7 @@ class Server:
             Route("/", self.page),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
+            Route("/experts", self.experts),
             Route("/v1/models", self.models),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
@@ -85,13 +87,25 @@ class Server:
     async def metrics(self, request: Request) -> Response:
         return PlainTextResponse(metrics.prometheus(self._worker.scheduler), media_type=metrics.CONTENT_TYPE)
 
+    async def experts(self, request: Request) -> Response:
+        """Each expert's share of its layer's choices lately, and which of them the GPU holds."""
+        use, cache = self._worker.scheduler.use, self._model.gpu and self._model.gpu.slots.cache
+        held = cache and [[slot != MISSING for slot in cache.table(i)] for i in range(cache.n_layer)]
+        hit_rate = cache.counts.hit_rate if cache else None
+        return JSONResponse(
+            {"layers": use.layers, "shares": use.shares(), "on_gpu": held, "hit_rate": hit_rate}
+        )
+
     async def models(self, request: Request) -> Response:
-        meta = {"n_ctx": self._model.n_ctx, "n_vocab": self._model.hparams.n_vocab}
-        created = int(self._model.path.stat().st_mtime)
+        meta = {
+            "n_ctx": self._model.n_ctx,
+            "n_vocab": self._model.hparams.n_vocab,
+            "has_chat_template": self._model.chat_template is not None,
+        }
         model = {
             "id": self._name,
             "object": "model",
-            "created": created,
+            "created": int(self._model.path.stat().st_mtime),
             "owned_by": "gguf-moe",
             "meta": meta,
         }

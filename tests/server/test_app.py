@@ -81,6 +81,14 @@ def test_metrics_count(http):
     assert float(values["gguf_moe_step_seconds_total"]) > 0
 
 
+def test_experts_are_shown(http):
+    http.post("/v1/completions", json=PROMPT)
+    experts = http.get("/experts").json()
+    assert experts["layers"] == list(range(8))
+    assert all(sum(shares) == pytest.approx(1, abs=0.001) for shares in experts["shares"])
+    assert (experts["on_gpu"], experts["hit_rate"]) == (None, None)
+
+
 def test_a_full_queue_and_a_time_limit(start_server):
     url, worker = start_server(n_waiting=0, limit_s=0.05)
     long = PROMPT | {"max_tokens": 200, "n": 4}

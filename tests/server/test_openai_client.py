@@ -1,9 +1,14 @@
 """OpenAI's own client talks to the server."""
 
 import concurrent.futures
+import contextlib
 
 import openai
 import pytest
+
+import gguf_moe
+from gguf_moe.server.app import Settings
+from tests.server.conftest import FIXTURE, serve
 
 QUESTIONS = [
     f"Tell me about {name}." for name in ("a fox", "the sea", "Milo", "a lamp", "a king", "rain", "a bee")
@@ -83,3 +88,47 @@ def test_what_is_wrong_is_said(client):
         )
     with pytest.raises(openai.APIStatusError, match="makes no embeddings"):
         client.embeddings.create(model="demo", input="A fox")
+
+
+@pytest.fixture(scope="module")
+def chat_client(kernel_cache):
+    with contextlib.ExitStack() as stack:
+        options = {"threads": 2, "parallel": 3, "cache_dir": kernel_cache}
+        model = stack.enter_context(gguf_moe.load(FIXTURE, **options))
+        url, _ = stack.enter_context(serve(model, Settings(), 8))
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120, max_retries=0)
+        yield stack.enter_context(client)
+
+
+def chat(client, content, **options):
+    settings = {"model": "any", "max_tokens": 12, "temperature": 0} | options
+    return client.chat.completions.create(messages=[{"role": "user", "content": content}], **settings)
+
+
+def test_chats_at_once_answer_as_each_does_alone(chat_client):
+    def stream(question):
+        deltas = [chunk.choices[0].delta for chunk in chat(chat_client, question, stream=True)]
+        assert deltas[0].role == "assistant"
+        return "".join(delta.content or "" for delta in deltas)
+
+    questions = [*QUESTIONS, "Why?"]
+    alone = [chat(chat_client, question).choices[0].message.content for question in questions]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(stream, questions)) == alone
+
+
+def test_a_chat_takes_parts_tools_and_logprobs(chat_client):
+    parts = [{"type": "text", "text": "Tell me"}, {"type": "text", "text": " more."}]
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    reply = chat(chat_client, parts, tools=tools, logprobs=True, top_logprobs=3, n=2, max_tokens=4)
+    assert (
+        reply.choices[0].message.content
+        == chat(chat_client, "Tell me more.", max_tokens=4).choices[0].message.content
+    )
+    assert len(reply.choices) == 2
+    entries = reply.choices[1].logprobs.content
+    assert len(entries) == 4
+    assert all(entry.logprob == entry.top_logprobs[0].logprob for entry in entries)
+    assert all(len(entry.top_logprobs) == 3 for entry in entries)
+    with pytest.raises(openai.BadRequestError, match="has a part that is not text"):
+        chat(chat_client, [{"type": "image_url", "image_url": {"url": "x"}}])
