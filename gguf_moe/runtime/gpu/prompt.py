@@ -25,6 +25,7 @@ from gguf_moe.runtime.gpu.slots import ROLES, ExpertSlots
 from gguf_moe.runtime.gpu.step import Embed, StepBuffers
 from gguf_moe.runtime.memory import row_size
 from gguf_moe.runtime.runner import Step
+from gguf_moe_kernels.cuda.launch import WIDEST
 from gguf_moe_kernels.quants import GGMLType
 
 FLOAT_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
@@ -143,10 +144,6 @@ class PromptProgram:
                 done += 1
         self._copy_out(stream)
 
-    def is_idle(self) -> bool:
-        """Whether no expert is on its way."""
-        return self._ring.is_idle()
-
     def logits(self, n_outputs: int) -> np.ndarray:
         """Of the step that was run last: float32 [n_outputs, n_vocab]."""
         return self._buffers.logits(n_outputs)
@@ -202,9 +199,14 @@ _FLOATS = tuple(qtype.name.lower() for qtype in FLOAT_TYPES)
 def _for_many(launch: Launch) -> Launch:
     """The same with a kernel for many tokens, if there is one that is faster."""
     file, _, function = launch.kernel.partition(".")
-    if file != "matmul" or function.endswith(_FLOATS):
-        return launch
-    return replace(launch, kernel=MANY + function)
+    arguments = launch.arguments
+    if file == "matmul" and not function.endswith(_FLOATS):
+        return replace(launch, kernel=MANY + function)
+    if file == "attention":
+        width = max(arguments["n_embd_head_k"], arguments["n_embd_head_v"])
+        if width <= WIDEST and not arguments["n_swa"]:
+            return replace(launch, kernel=f"attention_many.{function}")
+    return launch
 
 
 def _with_table(launch: Launch, table: int) -> Launch:

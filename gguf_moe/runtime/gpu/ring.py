@@ -52,10 +52,6 @@ class Ring:
         """After this event the wave's memory may be overwritten."""
         self._used[wave % len(self._pieces)] = event
 
-    def is_idle(self) -> bool:
-        """Whether nothing is being copied."""
-        return self._device.is_idle(self._stream)
-
 
 def _stride(tensors: ExpertTensors) -> int:
     return -(-max(tensors.nbytes) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT

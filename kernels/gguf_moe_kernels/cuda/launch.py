@@ -234,6 +234,27 @@ def _attention_q8_k(a: Any, rows: int) -> Launch:
     return _attention_of(a.attention, rows, FEW_HEADS)
 
 
+QUERIES, WIDEST = 32, 128
+"""The numbers of attention_many.cu: queries of a block, and the largest width of a head."""
+
+
+def _attention_many(a: Any, rows: int, element: int) -> Launch:
+    group = a.n_head // a.n_head_kv
+    grid = (blocks(rows, QUERIES // min(group, HEADS)), a.n_head_kv * blocks(group, HEADS))
+    row = element * max(a.n_embd_head_k, a.n_embd_head_v) + 16
+    return Launch(grid, (256,), 4 * (QUERIES * a.n_embd_head_k + SPLIT * (QUERIES + 4)) + SPLIT * row)
+
+
+@rule("attention_many.attention_f16")
+def _attention_many_f16(a: Any, rows: int) -> Launch:
+    return _attention_many(a, rows, 2)
+
+
+@rule("attention_many.attention_f32")
+def _attention_many_f32(a: Any, rows: int) -> Launch:
+    return _attention_many(a, rows, 4)
+
+
 WARPS, WEIGHT_ROWS, TOKENS = 4, 4, 4
 """The numbers of matmul.cu: warps of a block, rows of the weight of a warp, rows of activations at a time."""
 FLOAT_ROWS, ROWS_OF_EACH = 1, 2

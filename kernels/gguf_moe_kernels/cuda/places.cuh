@@ -75,52 +75,61 @@ __device__ __forceinline__ int sum_before(int mine, int *sums)
     return before;
 }
 
-// Any number of choices: a thread an expert looks through all of them twice, PLACES_THREADS experts at a time.
+// How many of the choices from `start` on are a warp's expert, and the place of each among them, behind `next`.
+// With `out` they are put there.
+__device__ __forceinline__ int place_choices(const int *ids, int n, int k, int expert, int next, const Places *out)
+{
+    unsigned lanes_before = (1u << lane_id()) - 1;
+#pragma unroll 4
+    for (int base = 0; base < n; base += WARP) {
+        int i = base + lane_id();
+        bool is_it = i < n && ids[i] == expert;
+        unsigned lanes = __ballot_sync(ALL_LANES, is_it);
+        if (out && is_it) {
+            int place = next + __popc(lanes & lanes_before);
+            out->place[i] = place;
+            out->token[place] = i / k;
+        }
+        next += __popc(lanes);
+    }
+    return next;
+}
+
+// Any number of choices: a warp an expert looks through all of them twice.
 // counts: int32 [n_expert], the place behind each expert's last one.
 __device__ __forceinline__ void count_many(
     const Places &out, const int *ids, int n, int k, int n_expert, int *counts)
 {
     __shared__ int part[PLACES_THREADS];
+    constexpr int WARPS_OF_PLACES = PLACES_THREADS / WARP;
     int t = threadIdx.x, n_used = 0, n_placed = 0;
+    for (int e = t / WARP; e < n_expert; e += WARPS_OF_PLACES) {
+        int count = place_choices(ids, n, k, e, 0, nullptr);
+        if (lane_id() == 0)
+            counts[e] = count;
+    }
+    __syncthreads();
     for (int start = 0; start < n_expert; start += PLACES_THREADS) {
-        int e = start + t, count = 0;
-        for (int base = 0; base < n; base += PLACES_THREADS) {
-            part[t] = base + t < n ? ids[base + t] : -1;
-            __syncthreads();
-            for (int i = 0; i < PLACES_THREADS; i++)
-                count += part[i] == e;
-            __syncthreads();
-        }
-        bool is_used = e < n_expert && count;
-        int place = n_placed + sum_before(is_used ? count : 0, part);
-        int u = n_used + sum_before(is_used, part);
-        if (is_used) {
+        int e = start + t, count = e < n_expert ? counts[e] : 0;
+        int place = n_placed + sum_before(count, part), u = n_used + sum_before(count > 0, part);
+        if (count) {
             out.used[u] = e;
             out.first[u] = place;
         }
-        if (t == PLACES_THREADS - 1) {
-            n_placed = place + (is_used ? count : 0);
-            n_used = u + is_used;
-        }
-        int next = place;
-        for (int base = 0; base < n; base += PLACES_THREADS) {
-            part[t] = base + t < n ? ids[base + t] : -1;
-            __syncthreads();
-            for (int i = 0; i < PLACES_THREADS; i++)
-                if (is_used && part[i] == e) {
-                    out.place[base + i] = next;
-                    out.token[next++] = (base + i) / k;
-                }
-            __syncthreads();
-        }
         if (e < n_expert)
-            counts[e] = next;
+            counts[e] = place;
         // The last thread knows the totals.
         if (t == PLACES_THREADS - 1)
-            part[0] = n_placed, part[1] = n_used;
+            part[0] = place + count, part[1] = u + (count > 0);
         __syncthreads();
         n_placed = part[0], n_used = part[1];
         __syncthreads();
+    }
+    for (int e = t / WARP; e < n_expert; e += WARPS_OF_PLACES) {
+        int end = place_choices(ids, n, k, e, counts[e], &out);
+        __syncwarp();
+        if (lane_id() == 0)
+            counts[e] = end;
     }
     if (t == 0) {
         out.first[n_used] = n_placed;

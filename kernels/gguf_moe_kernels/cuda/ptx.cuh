@@ -32,7 +32,7 @@ __device__ __forceinline__ void prefetch(const void *address)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-extern __shared__ __align__(16) unsigned char dynamic_shared[];
+extern __shared__ __align__(256) unsigned char dynamic_shared[];
 
 __device__ __forceinline__ float f16_to_f32(unsigned short bits)
 {

@@ -4,22 +4,32 @@
 // a product the rows g and g + 8 and the columns 2 t and 2 t + 1: [g, 2t], [g, 2t + 1], [g + 8, 2t], [g + 8, 2t + 1].
 #include "kernel.cuh"
 
-// Four matrices of 8 rows of 16 bytes in shared memory: lane i gives the address of row i mod 8 of matrix i / 8.
-// Afterwards lane 4 g + t has of each matrix the bytes from 4 t on of row g.
-__device__ __forceinline__ void load_matrices(const unsigned char *row, int (&words)[4])
+// Where something is in shared memory.
+using SharedAddress = unsigned;
+
+__device__ __forceinline__ SharedAddress shared_address(const void *pointer)
+{
+    SharedAddress address;
+    asm("{\n\t.reg .u64 wide;\n\tcvta.to.shared.u64 wide, %1;\n\tcvt.u32.u64 %0, wide;\n\t}"
+        : "=r"(address)
+        : "l"(pointer));
+    return address;
+}
+
+// Four matrices of 8 rows of 16 bytes in shared memory: lane i gives the address of row i mod 8 of matrix i / 8, less
+// OFFSET. Afterwards lane 4 g + t has of each matrix the bytes from 4 t on of row g.
+template <int OFFSET = 0>
+__device__ __forceinline__ void load_matrices(SharedAddress row, int (&words)[4])
 {
 #if __CUDA_ARCH__ >= 750
-    asm volatile("{\n\t.reg .u64 address;\n\tcvta.to.shared.u64 address, %4;\n\t"
-                 "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [address];\n\t}"
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "l"(row)
-                 : "memory");
+                 : "r"(row), "n"(OFFSET));
 #else
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        long long address = reinterpret_cast<long long>(row);
-        address = __shfl_sync(ALL_LANES, address, 8 * i + lane_id() / 4);
-        words[i] = reinterpret_cast<const int *>(address)[lane_id() % 4];
+        SharedAddress address = __shfl_sync(ALL_LANES, row, 8 * i + lane_id() / 4) + 4 * (lane_id() % 4);
+        asm volatile("ld.shared.s32 %0, [%1 + %2];" : "=r"(words[i]) : "r"(address), "n"(OFFSET));
     }
 #endif
 }

@@ -39,7 +39,7 @@ struct Shape
 };
 
 template <typename Block>
-struct Shared
+struct alignas(256) Shared
 {
     using S = Shape<Block>;
     Matrix<ROWS> weight;
@@ -64,6 +64,7 @@ struct Tile
     long long row_size;
     int last_row, n_tokens, n_blocks;
     int first_token, first_row; // of the warp
+    SharedAddress x_row, weight_row; // of the first of this lane's rows in load_fragments
     float sum[M][N][4];
 
     // The number of the j-th block of a step.
@@ -78,23 +79,87 @@ struct Tile
         return (n + S::IN_STEP - 1) / S::IN_STEP;
     }
 
-    // Each thread unpacks four of the eight parts of ROWS rows.
-    __device__ __forceinline__ void take_weights(int pass, int step)
+    static constexpr int PARTS = ROWS * 8 / THREADS, CHUNKS = TOKENS * K / 16 / THREADS;
+    static constexpr int SCALES = (TOKENS * S::IN_STEP + THREADS - 1) / THREADS, SUMS = TOKENS * 8 / THREADS;
+
+    // What a thread brings in a step, on the way from memory: parts of rows of the weight, activations, their scales
+    // and sums.
+    struct Load
     {
-        constexpr int COUNT = ROWS * 8 / THREADS;
-        int number = threadIdx.x % 8, part = S::IS_LONG ? number : 0, j = S::IS_LONG ? 0 : number;
-        int ib = block_of(pass, step, j);
-        if (ib >= n_blocks)
-            return;
-        Block blocks[COUNT];
+        Block parts[PARTS];
+        int4 chunks[CHUNKS];
+        float x_d[SCALES], x_sum[SCALES];
+        int sums[SUMS];
+    };
+
+    __device__ __forceinline__ int part_of_thread() const { return S::IS_LONG ? threadIdx.x % 8 : 0; }
+
+    __device__ __forceinline__ int block_of_thread() const { return S::IS_LONG ? 0 : threadIdx.x % 8; }
+
+    static __device__ __forceinline__ int row_of_part(int i) { return threadIdx.x / 8 + i * (THREADS / 8); }
+
+    // All loads come before the first use. Blocks behind the row's last are that one.
+    __device__ __forceinline__ void load(int pass, int step, Load &to) const
+    {
+        int n_fours = (n_blocks + 3) / 4, last = n_blocks - 1;
+        long long ib = min(block_of(pass, step, block_of_thread()), last);
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            int row = threadIdx.x / 8 + i * (THREADS / 8);
-            blocks[i].load(weight + min(row, last_row) * row_size + static_cast<long long>(ib) * Block::BYTES, part);
+        for (int i = 0; i < PARTS; i++)
+            to.parts[i].load(weight + min(row_of_part(i), last_row) * row_size + ib * Block::BYTES, part_of_thread());
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i++) {
+            int number = threadIdx.x + i * THREADS, token = number / (K / 16), start = number % (K / 16) * 16;
+            long long of_chunk = min(block_of(pass, step, start / Block::SIZE), last);
+            to.chunks[i] = __ldg(reinterpret_cast<const int4 *>(
+                shared.rows_of_x[token] + of_chunk * Block::SIZE + start % Block::SIZE));
         }
 #pragma unroll
-        for (int i = 0; i < COUNT; i++)
-            put_part(threadIdx.x / 8 + i * (THREADS / 8), part, j, blocks[i].unpack(part));
+        for (int i = 0; i < SCALES; i++) {
+            int number = threadIdx.x + i * THREADS, of_scale = min(block_of(pass, step, number / TOKENS), last);
+            const float *scales = reinterpret_cast<const float *>(
+                shared.rows_of_x[number % TOKENS] + 4ll * Block::SIZE * n_fours);
+            to.x_d[i] = __ldg(scales + of_scale);
+            if (S::HAS_MINIMUM && !S::IS_LONG)
+                to.x_sum[i] = __ldg(scales + 4 * n_fours + of_scale);
+        }
+        if (S::HAS_MINIMUM && S::IS_LONG)
+#pragma unroll
+            for (int i = 0; i < SUMS; i++) {
+                // Two sums of 16; those of a four of blocks are int16 [8, 4, 2]: of 32, block, half of the 32.
+                int number = threadIdx.x + i * THREADS;
+                const unsigned char *plane = shared.rows_of_x[number / 8] + (1024ll + 16) * n_fours + 128 * (ib / 4);
+                to.sums[i] = __ldg(reinterpret_cast<const int *>(plane) + number % 8 * 4 + ib % 4);
+            }
+    }
+
+    __device__ __forceinline__ void put(const Load &from)
+    {
+#pragma unroll
+        for (int i = 0; i < PARTS; i++)
+            put_part(row_of_part(i), part_of_thread(), block_of_thread(), from.parts[i].unpack(part_of_thread()));
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i++) {
+            int number = threadIdx.x + i * THREADS;
+            *reinterpret_cast<int4 *>(shared.x.chunk(number / (K / 16), number % (K / 16))) = from.chunks[i];
+        }
+#pragma unroll
+        for (int i = 0; i < SCALES; i++) {
+            int number = threadIdx.x + i * THREADS;
+            if (number < TOKENS * S::IN_STEP) {
+                shared.x_d[number / TOKENS][number % TOKENS] = from.x_d[i];
+                if (S::HAS_MINIMUM && !S::IS_LONG)
+                    shared.x_sum[number / TOKENS][number % TOKENS] = from.x_sum[i];
+            }
+        }
+        if (S::HAS_MINIMUM && S::IS_LONG)
+#pragma unroll
+            for (int i = 0; i < SUMS; i++) {
+                int number = threadIdx.x + i * THREADS;
+                int first = static_cast<short>(from.sums[i]), second = from.sums[i] >> 16;
+                unsigned char *sums = shared.sums[number / 8] + 2 * (number % 8);
+                sums[0] = first & 63, sums[1] = second & 63;
+                sums[16] = first >> 6, sums[17] = second >> 6;
+            }
     }
 
     __device__ __forceinline__ void put_part(int row, int part, int j, const Part &w)
@@ -125,59 +190,27 @@ struct Tile
         return ((bytes | high) - offset * 0x01010101u) ^ high;
     }
 
-    __device__ __forceinline__ void take_activations(int pass, int step)
-    {
-        int n_fours = (n_blocks + 3) / 4;
-        // A chunk of 16 at a time.
-#pragma unroll
-        for (int i = threadIdx.x; i < TOKENS * K / 16; i += THREADS) {
-            int token = i / (K / 16), chunk = i % (K / 16), j = 16 * chunk / Block::SIZE;
-            int ib = block_of(pass, step, j);
-            if (ib < n_blocks)
-                *reinterpret_cast<int4 *>(shared.x.chunk(token, chunk)) =
-                    __ldg(reinterpret_cast<const int4 *>(
-                        shared.rows_of_x[token] + static_cast<long long>(ib) * Block::SIZE + 16 * chunk % Block::SIZE));
-        }
-        for (int i = threadIdx.x; i < TOKENS * S::IN_STEP; i += THREADS) {
-            int token = i % TOKENS, j = i / TOKENS, ib = block_of(pass, step, j);
-            if (ib >= n_blocks)
-                continue;
-            const float *scales = reinterpret_cast<const float *>(shared.rows_of_x[token] + 4ll * Block::SIZE * n_fours);
-            shared.x_d[j][token] = __ldg(scales + ib);
-            if (S::HAS_MINIMUM && !S::IS_LONG)
-                shared.x_sum[j][token] = __ldg(scales + 4 * n_fours + ib);
-        }
-        if (S::HAS_MINIMUM && S::IS_LONG)
-            take_sums(block_of(pass, step, 0), n_fours);
-    }
-
-    // Two sums at a time; those of a four of blocks are int16 [8, 4, 2]: of 32 activations, block, half of the 32.
-    __device__ __forceinline__ void take_sums(int ib, int n_fours)
-    {
-        for (int i = threadIdx.x; i < TOKENS * 8; i += THREADS) {
-            int token = i / 8, of_32 = i % 8;
-            const unsigned char *plane = shared.rows_of_x[token] + (1024ll + 16) * n_fours + 128ll * (ib / 4);
-            int both = __ldg(reinterpret_cast<const int *>(plane) + of_32 * 4 + ib % 4);
-            int first = static_cast<short>(both), second = both >> 16;
-            unsigned char *sums = shared.sums[token] + 2 * of_32;
-            sums[0] = first & 63, sums[1] = second & 63;
-            sums[16] = first >> 6, sums[17] = second >> 6;
-        }
-    }
-
-    // The fragments of 32 bytes from `chunk` on: of 16 tokens each, and of 8 rows each.
-    __device__ __forceinline__ void load_fragments(int chunk, int (&a)[M][4], int (&b)[N][2])
+    __device__ __forceinline__ void find_rows()
     {
         int lane = lane_id();
+        x_row = shared_address(shared.x.chunk(first_token + lane % 16, lane / 16));
+        weight_row = shared_address(shared.weight.chunk(first_row + lane / 16 * 8 + lane % 8, lane / 8 % 2));
+    }
+
+    // The fragments of a window of 32 bytes: of 16 tokens each, and of 8 rows each.
+    __device__ __forceinline__ void load_fragments(int window, int (&a)[M][4], int (&b)[N][2])
+    {
+        static_assert(M == 2 && N == 4, "these loads");
+        // Rows are aligned, and their chunks in the order of Matrix.
+        SharedAddress x = x_row ^ window << 5, w = weight_row ^ window << 5;
+        int low[4], high[4];
+        load_matrices(x, a[0]);
+        load_matrices<16 * K>(x, a[1]);
+        load_matrices(w, low);
+        load_matrices<16 * K>(w, high);
 #pragma unroll
-        for (int m = 0; m < M; m++)
-            load_matrices(shared.x.chunk(first_token + 16 * m + lane % 16, chunk + lane / 16), a[m]);
-#pragma unroll
-        for (int n = 0; n < N; n += 2) {
-            int words[4];
-            load_matrices(shared.weight.chunk(first_row + 8 * n + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2), words);
-            b[n][0] = words[0], b[n][1] = words[1], b[n + 1][0] = words[2], b[n + 1][1] = words[3];
-        }
+        for (int i = 0; i < 4; i++)
+            b[i / 2][i % 2] = low[i], b[2 + i / 2][i % 2] = high[i];
     }
 
     __device__ __forceinline__ int row_of(int n) const { return first_row + 8 * n + lane_id() % 4 * 2; }
@@ -202,7 +235,7 @@ struct Tile
 #pragma unroll 2
         for (int window = 0; window < K / 32; window++) {
             int a[M][4], b[N][2];
-            load_fragments(2 * window, a, b);
+            load_fragments(window, a, b);
 #pragma unroll
             for (int half = 0; half < 32 / S::GROUP; half++)
 #pragma unroll
@@ -233,11 +266,11 @@ struct Tile
     {
         int lane = lane_id(), minimums[4];
         static_assert(N == 4, "one load for the minimums of a warp's rows");
-        load_matrices(shared.minimum[first_row + lane], minimums);
+        load_matrices(shared_address(shared.minimum[first_row + lane]), minimums);
 #pragma unroll
         for (int m = 0; m < M; m++) {
             int sums[4];
-            load_matrices(shared.sums[first_token + 16 * m + lane % 16] + lane / 16 * 16, sums);
+            load_matrices(shared_address(shared.sums[first_token + 16 * m + lane % 16] + lane / 16 * 16), sums);
             float x_d[2] = {-shared.x_d[0][token_of(m)], -shared.x_d[0][token_of(m) + 8]};
 #pragma unroll
             for (int n = 0; n < N; n++) {
@@ -261,7 +294,7 @@ struct Tile
             if (block_of(pass, step, j) >= n_blocks)
                 break;
             int a[M][4], b[N][2];
-            load_fragments(2 * j, a, b);
+            load_fragments(j, a, b);
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
@@ -290,9 +323,10 @@ struct Tile
         for (int i = 0; i < M * N * 4; i++)
             sum[i / (4 * N)][i / 4 % N][i % 4] = 0.0f;
         for (int step = 0; step < steps(pass); step++) {
+            Load load_of_step;
+            load(pass, step, load_of_step);
             __syncthreads();
-            take_weights(pass, step);
-            take_activations(pass, step);
+            put(load_of_step);
             __syncthreads();
             // A warp whose outputs are all beyond the tile's end only helps to unpack.
             if (first_token >= n_tokens || first_row > last_row)
@@ -310,6 +344,7 @@ struct Tile
     {
         // In memory, not in registers: they are used once a pass.
         volatile float kept[2][M * N * 4];
+        find_rows();
 #pragma unroll 1
         for (int pass = 0; pass < 4; pass++) {
             run_pass(pass);

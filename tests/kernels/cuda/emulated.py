@@ -13,7 +13,16 @@ import numpy as np
 from gguf_moe_kernels.cuda.source import module_source, split_name
 
 FOLDER = Path(__file__).parent / "emulator"
-FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fPIC",
+    "-shared",
+    "-w",
+    "-U_FORTIFY_SOURCE",
+]
 
 
 def compiler() -> str | None:

@@ -17,13 +17,27 @@ def normal(rng, *shape):
 
 @pytest.fixture
 def attend(call):
-    def run(q, k, v, *, n_head, n_head_kv, n_past, n_swa=0, sinks=None, scale=0.2, n_splits=1, few="", d_v=0):
+    def run(
+        q,
+        k,
+        v,
+        *,
+        n_head,
+        n_head_kv,
+        n_past,
+        n_swa=0,
+        sinks=None,
+        scale=0.2,
+        n_splits=1,
+        kernel="attention.attention_",
+        d_v=0,
+    ):
         rows, d_k, d_v = len(q), q.shape[1] // n_head, d_v or v.shape[1] // n_head_kv
         stride = attention_scores_stride(d_v, n_splits)
         scratch = np.zeros(max(rows * n_head * stride // 4, 1), np.float32)
         out = np.zeros((rows, n_head * d_v), np.float32)
         sizes = {"n_head": n_head, "n_head_kv": n_head_kv, "n_embd_head_k": d_k, "n_embd_head_v": d_v}
-        name = f"attention.attention_{few}{'f16' if k.dtype == np.float16 else 'f32'}"
+        name = f"{kernel}{'f16' if k.dtype == np.float16 else 'f32'}"
         sizes["v_width"] = v.shape[1]
         options = {"n_swa": n_swa, "sinks": 0 if sinks is None else sinks, "scale": scale}
         for _ in range(2):  # the counters are back at 0 after the first
@@ -59,7 +73,7 @@ def test_attention(
     error = ((walked - expected).astype(float) ** 2).sum() / (expected.astype(float) ** 2).sum()
     assert error < 1e-11
     assert_same_bits(attend(q, k, v, n_splits=attention_splits(N_CTX, n_swa), **options), walked)
-    alone = attend(q[1:], k, v, few="few_", **options | {"n_past": n_past + 1})
+    alone = attend(q[1:], k, v, kernel="attention.attention_few_", **options | {"n_past": n_past + 1})
     assert_same_bits(alone, walked[1:])
 
 
@@ -101,3 +115,23 @@ def test_values_may_be_the_beginnings_of_keys(rng, attend, assert_same_bits):
     options = {"n_head": 4, "n_head_kv": 1, "n_past": 200}
     packed = attend(q, k, k[:, :64].copy(), **options)
     assert_same_bits(attend(q, k, k, d_v=64, **options), packed)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["f16", "f32"])
+@pytest.mark.parametrize(
+    ("n_head", "n_head_kv", "d_k", "d_v", "n_past", "rows"),
+    [(8, 2, 128, 128, 0, 20), (3, 1, 80, 72, 120, 13), (12, 1, 64, 8, 250, 6), (2, 2, 8, 64, 127, 40)],
+)
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_many_tokens(
+    rng, attend, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows, has_sinks
+):
+    q = normal(rng, rows, n_head * d_k)
+    k = normal(rng, N_CTX, n_head_kv * d_k).astype(dtype)
+    v = normal(rng, N_CTX, n_head_kv * d_v).astype(dtype)
+    k[n_past + rows :], v[n_past + rows :] = np.nan, np.nan
+    options = {"n_head": n_head, "n_head_kv": n_head_kv, "n_past": n_past}
+    options["sinks"] = normal(rng, n_head) if has_sinks else None
+    assert_same_bits(
+        attend(q, k, v, kernel="attention_many.attention_", **options), attend(q, k, v, **options)
+    )

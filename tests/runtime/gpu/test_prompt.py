@@ -75,3 +75,23 @@ def test_a_prompt_leaves_its_heat(hybrid_context, moe_file, streams):
         cache = context._runner.slots.cache
         assert len(cache.in_flight) == 2
         assert any(any(layer) for layer in cache.heat())
+
+
+def test_ctrl_c_in_the_middle_of_a_prompt(hybrid_context, moe_file, streams, monkeypatch):
+    with hybrid_context(moe_file, 1, n_batch=4, prompt_bytes=1 << 26) as context:
+        expected = context.extend(TOKENS[:11], 1).copy()
+        context.truncate(0)
+        ring = context._runner._prompt._ring
+        bring = ring.bring
+
+        def interrupt(wave, tensors, experts):
+            if wave == 5:
+                raise KeyboardInterrupt
+            return bring(wave, tensors, experts)
+
+        monkeypatch.setattr(ring, "bring", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            context.extend(TOKENS[:11], 1)
+        assert context.tokens == []
+        monkeypatch.setattr(ring, "bring", bring)
+        np.testing.assert_array_equal(context.extend(TOKENS[:11], 1), expected)

@@ -1,9 +1,14 @@
 // The emulator's version of tensor_cores.cuh: the lanes exchange what they hold, and each computes its own part.
 #include "kernel.cuh"
 
-inline void load_matrices(const unsigned char *row, int (&words)[4])
+using SharedAddress = unsigned long long;
+
+inline SharedAddress shared_address(const void *pointer) { return reinterpret_cast<SharedAddress>(pointer); }
+
+template <int OFFSET = 0>
+inline void load_matrices(SharedAddress row, int (&words)[4])
 {
-    const unsigned long long *rows = emulator::meet(ALL_LANES, reinterpret_cast<unsigned long long>(row));
+    const unsigned long long *rows = emulator::meet(ALL_LANES, row + OFFSET);
     for (int i = 0; i < 4; i++)
         words[i] = reinterpret_cast<const int *>(rows[8 * i + lane_id() / 4])[lane_id() % 4];
 }
