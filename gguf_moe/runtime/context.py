@@ -108,7 +108,7 @@ class Context:
         n_expert_used = self._hparams.n_expert_used
         self._runner = CpuRunner(self._memory, program, crew, self._expert_layers, n_expert_used)
 
-    def prepare_gpu(self, device: Device, n_threads: int, policy: str, prompt_bytes: int) -> GpuRunner:
+    def prepare_gpu(self, device: Device, n_threads: int, policy: str, prompt_bytes: int = 0) -> GpuRunner:
         """A runner for a GPU, which owns the device from now on.
 
         Before `start_gpu` its `kernels` must be prepared on the device, those of its `rows` in the library,
