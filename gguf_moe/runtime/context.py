@@ -113,7 +113,7 @@ class Context:
 
         Before `start_gpu` its `kernels` must be prepared on the device, those of its `rows` in the library,
         and room for experts allocated. The longest chunk of a prompt becomes what a post has room for; with
-        prompt_bytes of device memory long prompts run in longer ones.
+        prompt_bytes of the memory for experts long prompts run in longer ones.
         """
         self.n_batch = min(self.n_batch, max(1, MOST_PLACES // max(1, self._hparams.n_expert_used)))
         return GpuRunner(

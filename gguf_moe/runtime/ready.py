@@ -42,7 +42,7 @@ def prepare_gpu(
 ) -> tuple[GpuRunner, int]:
     """The same for a GPU, which gets the weights that are always used. `start_on_gpu` is the second half.
 
-    prompt_bytes of its memory are for long prompts.
+    prompt_bytes of the memory for experts are lent to long prompts.
     """
     runner = context.prepare_gpu(device, n_threads, policy, prompt_bytes)
     kernels = [*kernels_of(runner.rows), runner.embedding_kernel, *more_kernels]

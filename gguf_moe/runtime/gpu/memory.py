@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,21 @@ class Layout:
         offset = self.size
         self.size += -(-nbytes // ALIGNMENT) * ALIGNMENT
         return offset
+
+
+class Area:
+    """A part of device memory, handed out from its beginning to its end."""
+
+    def __init__(self, address: int, nbytes: int):
+        self._layout = Layout()
+        self._address = address
+        self._nbytes = nbytes
+
+    def allocate(self, nbytes: int) -> int:
+        """Address of memory that is not zeroed."""
+        offset = self._layout.add(nbytes)
+        assert self._layout.size <= self._nbytes, "the area is as large as what it is for"
+        return self._address + offset
 
 
 class DeviceWeights:
@@ -82,6 +98,7 @@ class DeviceMemory:
 
     `inputs` are the buffers that the host fills before each step. They lie together with the step's numbers,
     so that one copy brings all. `shared` are addresses of buffers that other graphs use too: the KV cache.
+    `allocate` gives other memory than the device does.
     """
 
     def __init__(
@@ -91,8 +108,10 @@ class DeviceMemory:
         buffers: Iterable[Buffer],
         inputs: Iterable[str],
         shared: dict[str, int],
+        allocate: Callable[[int], int] | None = None,
     ):
         self.weights = weights
+        self._allocate = allocate or device.allocate
         self._shared = shared
         self._scratch: dict[str, int] = {}
         self._device = device
@@ -111,7 +130,7 @@ class DeviceMemory:
                 self._inputs[buffer.name] = offset, buffer
         self._host = device.pinned(host.size)
         self._host_address = self._host.__array_interface__["data"][0]
-        bases = {id(layout): device.allocate(max(layout.size, 1)), id(host): device.allocate(host.size)}
+        bases = {id(where): self._allocate(max(where.size, 1)) for where in (layout, host)}
         self._base = bases[id(host)]
         self._addresses = {name: bases[id(where)] + offset for name, (where, offset) in offsets.items()}
         self.nbytes = layout.size + host.size
@@ -121,13 +140,13 @@ class DeviceMemory:
         if (address := self._shared.get(buffer.name)) or (address := self._addresses.get(buffer.name)):
             return address
         if buffer.name not in self._scratch:
-            self._scratch[buffer.name] = self._device.allocate(buffer.rows * row_size(buffer))
+            self._scratch[buffer.name] = self._allocate(buffer.rows * row_size(buffer))
         return self._scratch[buffer.name]
 
     def scratch(self, name: str, nbytes: int) -> int:
         """Zeroed device memory of this name, made at the first call."""
         if name not in self._scratch:
-            self._scratch[name] = self._device.allocate(nbytes)
+            self._scratch[name] = self._allocate(nbytes)
         return self._scratch[name]
 
     def weight_address(self, tensor: Tensor) -> int:
@@ -164,6 +183,36 @@ class DeviceMemory:
         """Queue the copy of the step's numbers and inputs to the device."""
         self._device.copy(stream, self._base, self._host_address, self._host.nbytes)
 
+
+class _Nowhere:
+    """Stands for memory and weights where a graph is lowered only to see its kernels. All addresses are 0."""
+
+    n_past_address = 0
+
+    @property
+    def weights(self) -> _Nowhere:
+        return self
+
+    def address(self, buffer: Buffer) -> int:
+        return 0
+
+    def scratch(self, name: str, nbytes: int) -> int:
+        return 0
+
+    def weight_address(self, tensor: Tensor) -> int:
+        return 0
+
+    def rows_address(self, rows: Rows) -> int:
+        return 0
+
+    def table(self, experts: ExpertTensors) -> int:
+        return 0
+
+    def constant(self, values: Sequence[int]) -> int:
+        return 0
+
+
+NOWHERE: Any = _Nowhere()
 
 _WORDS = ("n_past", *Rows, "step", "aborted")
 """int64 each. `step` counts steps; `aborted` becomes 1 on the device when a step is given up."""

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 MOST_CUDA_BYTES = 1 << 30
 """What is taken before anything is allocated counts as CUDA's own memory, up to this: others may be there."""
 PROMPT_SHARE = 0.1
-"""Of the budget, for the activations of a long prompt and the experts that pass through."""
+"""Of the budget. Experts leave so much for a long prompt's activations and for those that pass through."""
 SMALLER = 0.95
 """If the memory for experts cannot be had, this share of it is tried next."""
 

@@ -6,39 +6,25 @@ long chunk uses nearly all of them. So nothing of a step waits for the host.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from gguf_moe.arch.weights import Experts
 from gguf_moe.checkpoint import ExpertTensors
-from gguf_moe.experts.budget import SLOT_ALIGNMENT
 from gguf_moe.graph.task import Graph, Op, Rows, Task
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.lower import HOST_OPS, Launch, lower_alone
-from gguf_moe.runtime.gpu.memory import DeviceWeights
+from gguf_moe.runtime.gpu.memory import NOWHERE, DeviceWeights
 from gguf_moe.runtime.gpu.ring import Ring
-from gguf_moe.runtime.gpu.slots import ROLES, ExpertSlots
+from gguf_moe.runtime.gpu.slots import ExpertSlots
 from gguf_moe.runtime.gpu.step import Embed, StepBuffers
-from gguf_moe.runtime.memory import row_size
 from gguf_moe.runtime.runner import Step
 from gguf_moe_kernels.cuda.launch import WIDEST
 from gguf_moe_kernels.quants import GGMLType
 
 FLOAT_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
-MakeGraph = Callable[[int, int], Graph]
-"""make_graph(n_tokens, n_outputs): of steps that are not larger."""
-CHUNKS = (2048, 1536, 1024, 768, 512, 384, 256, 128)
-"""The most tokens of a chunk: the first of these that there is room for."""
-MOST_OUTPUTS = 16
-"""Logits that a chunk can give."""
-PIECE_SIZE = 32 << 20
-"""Bytes of a piece of the ring, at least."""
-FIRST_THRESHOLD = 128
-"""Tokens from which experts are streamed until both ways were measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +34,14 @@ class Room:
     n_tokens: int
     piece_size: int
     n_pieces: int
+    nbytes: int
+    """All of it."""
 
 
-def find_room(make_graph: MakeGraph, layers: Sequence[Experts], nbytes: int, n_ctx: int) -> Room | None:
-    """How to use nbytes: a quarter for the ring, the rest for a chunk's activations. None ifthey are few."""
-    largest = max((max(getattr(experts, role).nbytes) for experts in layers for role in ROLES), default=0)
-    piece_size = max(PIECE_SIZE, -(-largest // SLOT_ALIGNMENT) * SLOT_ALIGNMENT)
-    n_pieces = max(2, nbytes // 4 // piece_size)
-    for n_tokens in CHUNKS if largest else ():
-        if n_tokens <= n_ctx:
-            buffers = make_graph(n_tokens, MOST_OUTPUTS).buffers().values()
-            needed = sum(b.rows * row_size(b) for b in buffers if not b.name.startswith("cache_"))
-            if needed + n_pieces * piece_size <= nbytes:
-                return Room(n_tokens, piece_size, n_pieces)
-    return None
+def prompt_kernels(graph: Graph) -> list[str]:
+    """The kernels of a PromptProgram for this graph."""
+    tasks = [task for task in graph.tasks if task.name not in HOST_OPS]
+    return [_for_many(launch).kernel for task in tasks for launch in lower_alone(task, NOWHERE)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +55,8 @@ class _Wave:
 
 class PromptProgram:
     """Steps of up to n_tokens tokens in which the GPU computes everything.
+
+    Its memory is the end of the slots': the experts there give way for the time of a prompt.
 
     A matrix of a layer's experts is one task in the graph. Here it is a launch for the experts that the
     device holds, and one for each wave of the others.
@@ -92,8 +74,10 @@ class PromptProgram:
         self.n_tokens = room.n_tokens
         self._device = device
         self._slots = slots
-        self._buffers = StepBuffers(device, graph, room.n_tokens, weights, caches)
-        self._ring = Ring(device, room.piece_size, room.n_pieces)
+        self._room = room
+        area = slots.area(room.nbytes)
+        self._buffers = StepBuffers(device, graph, room.n_tokens, weights, caches, area.allocate)
+        self._ring = Ring(device, room.piece_size, room.n_pieces, area.allocate)
         memory = self._buffers.memory
         self._tasks = [
             (task, [_for_many(launch) for launch in lower_alone(task, memory)])
@@ -110,17 +94,13 @@ class PromptProgram:
         self._device_tables = device.allocate(self._host_tables.nbytes)
 
     @property
-    def kernels(self) -> list[str]:
-        """The kernels of all launches."""
-        return [launch.kernel for _, launches in self._tasks for launch in launches]
-
-    @property
     def streamed_bytes(self) -> int:
         """Bytes of experts that came through the ring so far."""
         return self._ring.copied_bytes
 
     def start(self, number: int, step: Step, embed: Embed, stream: Any) -> None:
         """Queue a whole step."""
+        self._slots.lend(self._room.nbytes)
         self._buffers.write(number, step, len(step.tokens) * self._n_expert_used, embed)
         waves = self._plan()
         self._ring.start(stream)
@@ -143,6 +123,11 @@ class PromptProgram:
                 self._ring.release(done, self._device.event(stream))
                 done += 1
         self._copy_out(stream)
+
+    @property
+    def streams(self) -> tuple[Any, ...]:
+        """What works on a step besides the stream that was given."""
+        return (self._ring.stream,)
 
     def logits(self, n_outputs: int) -> np.ndarray:
         """Of the step that was run last: float32 [n_outputs, n_vocab]."""
@@ -214,26 +199,3 @@ def _with_table(launch: Launch, table: int) -> Launch:
     arguments = launch.arguments.copy()
     arguments["weights"] = table
     return replace(launch, arguments=arguments)
-
-
-class Threshold:
-    """How many tokens are worth streaming: learns how long both ways take."""
-
-    def __init__(self) -> None:
-        self._streaming_s = 0.0
-        self._token_s = 0.0
-
-    @property
-    def n_tokens(self) -> int:
-        """From so many tokens on streaming is faster."""
-        if not self._streaming_s or not self._token_s:
-            return FIRST_THRESHOLD
-        return math.ceil(self._streaming_s / self._token_s)
-
-    def streamed(self, seconds: float) -> None:
-        """A chunk took so long; mostly the copies, however many tokens it had."""
-        self._streaming_s = seconds if not self._streaming_s else min(self._streaming_s, seconds)
-
-    def computed(self, n_tokens: int, seconds: float) -> None:
-        """A chunk of n_tokens took so long with the CPU's help."""
-        self._token_s = seconds / n_tokens

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_moe.arch.weights import Experts, Weights
+from gguf_moe.arch.weights import Weights
 from gguf_moe.checkpoint import Tensor
 from gguf_moe.errors import DeviceError
 from gguf_moe.graph.task import Graph, Rows
@@ -17,6 +17,7 @@ from gguf_moe.runtime.crew import Crew
 from gguf_moe.runtime.gpu.branches import Branches
 from gguf_moe.runtime.gpu.device import Device, wait
 from gguf_moe.runtime.gpu.fuse import fuse
+from gguf_moe.runtime.gpu.long_prompts import LongPrompts, MakeGraph
 from gguf_moe.runtime.gpu.lower import (
     Launch,
     expert_sections,
@@ -27,7 +28,7 @@ from gguf_moe.runtime.gpu.lower import (
 )
 from gguf_moe.runtime.gpu.mailbox import Mailbox
 from gguf_moe.runtime.gpu.memory import DeviceWeights
-from gguf_moe.runtime.gpu.prompt import MOST_OUTPUTS, MakeGraph, PromptProgram, Threshold, find_room
+from gguf_moe.runtime.gpu.prompt import PromptProgram
 from gguf_moe.runtime.gpu.slots import ExpertSlots
 from gguf_moe.runtime.gpu.step import Embed, StepBuffers
 from gguf_moe.runtime.gpu.usage import Usage
@@ -116,8 +117,8 @@ class StepProgram:
 class GpuRunner:
     """Runs steps of one token or of up to n_batch tokens; the KV cache and all dense weights are on the GPU.
 
-    Longer steps stream experts if prompt_bytes of device memory are enough for that (see prompt.py). Before
-    `start` comes `allocate_slots`.
+    Longer steps stream experts (long_prompts.py); for them prompt_bytes of the experts' memory may be lent.
+    Before `start` comes `allocate_slots`.
     """
 
     def __init__(
@@ -144,8 +145,7 @@ class GpuRunner:
             n: StepProgram(device, graph, n, self._weights, self._caches, n_threads)
             for n, graph in graphs.items()
         }
-        self._prompt = self._make_prompt(make_graph, layers, n_ctx, prompt_bytes)
-        self._threshold = Threshold()
+        self._long = LongPrompts(make_graph, layers, n_ctx, n_batch, prompt_bytes)
         self._last: StepProgram | PromptProgram = self.programs[1]
         self._n_threads = n_threads
         self._number = 0
@@ -159,7 +159,7 @@ class GpuRunner:
     def kernels(self) -> list[str]:
         """The GPU kernels of all steps."""
         kernels = [launch.kernel for p in self.programs.values() for launch in p.launches]
-        return list(dict.fromkeys([*kernels, *(self._prompt.kernels if self._prompt else ())]))
+        return list(dict.fromkeys([*kernels, *self._long.kernels]))
 
     @property
     def n_threads(self) -> int:
@@ -179,6 +179,7 @@ class GpuRunner:
     def allocate_slots(self, slots_per_layer: Sequence[int]) -> None:
         """Make room for so many experts of each layer that has some. Raises OutOfMemoryError."""
         self.slots.allocate(slots_per_layer)
+        self._long.prepare(self._device, self._weights, self.slots, self._caches)
 
     def start(self, library: KernelLibrary) -> None:
         """Put the programs together and make the threads; all kernels must have been prepared."""
@@ -192,12 +193,7 @@ class GpuRunner:
             wait(self._device, self._stream, STEP_LIMIT_S)
 
     def long_step(self, n_left: int, n_outputs: int) -> int:
-        prompt = self._prompt
-        if not prompt:
-            return 0
-        n = min(n_left, prompt.n_tokens)
-        is_worth_it = n >= self._threshold.n_tokens and n > max(self.programs)
-        return n if is_worth_it and n_outputs - (n_left - n) <= MOST_OUTPUTS else 0
+        return self._long.n_tokens(n_left, n_outputs)
 
     def run(self, step: Step) -> np.ndarray:
         assert self._crew is not None
@@ -205,16 +201,17 @@ class GpuRunner:
         self.slots.commit_arrived()
         start = time.perf_counter()
         n = len(step.tokens)
-        if self._prompt and n > max(self.programs):
-            self._run_prompt(self._prompt, step)
-            self._threshold.streamed(time.perf_counter() - start)
-            self.slots.prefilled(self._prompt.chosen(n), n)
-            self._last = self._prompt
+        if prompt := self._long.program_for(n):
+            self._run_prompt(prompt, step)
+            self._long.threshold.streamed(time.perf_counter() - start)
+            self.slots.prefilled(prompt.chosen(n), n)
+            self._last = prompt
         else:
             program = self.programs[1 if n == 1 else max(self.programs)]
+            self.slots.take_back()
             self._run_hybrid(program, step)
             if n == program.n_tokens > 1:
-                self._threshold.computed(n, time.perf_counter() - start)
+                self._long.threshold.computed(n, time.perf_counter() - start)
             self.slots.used(program.chosen(n))
             self._last = program
         self._n_tokens += n
@@ -243,17 +240,18 @@ class GpuRunner:
         try:
             prompt.start(self._number, step, self._embed, self._stream)
         finally:
-            wait(self._device, self._stream, STEP_LIMIT_S)
+            for stream in (self._stream, *prompt.streams):
+                wait(self._device, stream, STEP_LIMIT_S)
 
     def usage(self) -> Usage:
         """What happened since loading. Between steps only."""
-        counts = self.slots.cache.counts
+        counts, prompt = self.slots.cache.counts, self._long.program
         return Usage(
             n_tokens=self._n_tokens,
             hits=counts.hits,
             misses=counts.misses,
             uploads=counts.uploads,
-            uploaded_bytes=self.slots.uploaded_bytes + (self._prompt.streamed_bytes if self._prompt else 0),
+            uploaded_bytes=self.slots.uploaded_bytes + (prompt.streamed_bytes if prompt else 0),
             step_s=self._step_s,
             gpu_waited_s=sum(self._waited_ns(program) for program in self.programs.values()) / 1e9,
             cpu_waited_s=self._crew.waited_s if self._crew else 0.0,
@@ -289,15 +287,6 @@ class GpuRunner:
         self.programs.clear()
         self.slots.close()
         self._device.close()
-
-    def _make_prompt(
-        self, make_graph: MakeGraph, layers: Sequence[Experts], n_ctx: int, prompt_bytes: int
-    ) -> PromptProgram | None:
-        room = find_room(make_graph, layers, prompt_bytes, n_ctx)
-        if not room:
-            return None
-        graph = make_graph(room.n_tokens, MOST_OUTPUTS)
-        return PromptProgram(self._device, graph, room, self._weights, self.slots, self._caches)
 
     def _waited_ns(self, program: StepProgram) -> int:
         address = self._waited.__array_interface__["data"][0]

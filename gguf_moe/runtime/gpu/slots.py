@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from gguf_moe.experts.budget import SLOT_ALIGNMENT, slot_size
 from gguf_moe.experts.cache import MISSING, Cache, Upload
 from gguf_moe.experts.policies import Heat
 from gguf_moe.runtime.gpu.device import Device
-from gguf_moe.runtime.gpu.memory import DeviceWeights
+from gguf_moe.runtime.gpu.memory import Area, DeviceWeights
 
 ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 MAX_IN_FLIGHT = 8
@@ -37,6 +38,7 @@ class ExpertSlots:
         self.sizes = [expert_slot_size(experts) for experts in layers]
         """Bytes of a slot of each layer."""
         self._bases = [0] * len(layers)
+        self._nbytes = 0
         n = len(layers) * len(ROLES) * self.n_expert
         self._host = device.pinned(8 * max(n, 1))
         self._roles = {
@@ -51,18 +53,45 @@ class ExpertSlots:
                 address = self._device_tables + 8 * self.n_expert * (layer * len(ROLES) + role)
                 weights.set_table(getattr(experts, name), address)
         self._arriving: list[tuple[Upload, Any]] = []
+        self._end = self._lent = 0
+        """Where the memory of all slots ends, and how much of it before that is lent."""
+        self._returning: list[tuple[Upload, Any]] = []
         self.uploaded_bytes = 0
 
     def allocate(self, slots_per_layer: Sequence[int]) -> None:
         """Make room for so many experts of each layer. With OutOfMemoryError there is none."""
-        try:
-            for layer, n in enumerate(slots_per_layer):
-                if n:
-                    self._bases[layer] = self._device.allocate(n * self.sizes[layer])
-        except BaseException:
-            self.close()
-            raise
+        sizes = [n * size for n, size in zip(slots_per_layer, self.sizes, strict=True)]
+        self._nbytes = sum(sizes)
+        self._end = self._nbytes + (self._device.allocate(self._nbytes) if self._nbytes else 0)
+        starts = itertools.accumulate(sizes, initial=self._end - self._nbytes)
+        self._bases = list(starts)[: len(sizes)]
         self.cache.resize(slots_per_layer)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the memory of all slots."""
+        return self._nbytes
+
+    def area(self, nbytes: int) -> Area:
+        """The last nbytes of the slots' memory, which `lend` gives away."""
+        return Area(self._end - nbytes, nbytes)
+
+    def lend(self, nbytes: int) -> None:
+        """Take the experts out of the last nbytes, until `take_back`. Between steps only."""
+        self.settle()
+        self._lent = nbytes
+        for layer in self._lent_layers():
+            self._tables[layer] = 0
+
+    def take_back(self) -> None:
+        """Bring the experts back that were in the slots which were lent."""
+        for il in self._lent_layers():
+            for ie, slot in enumerate(self.cache.table(il)):
+                if slot != MISSING and not self._tables[il, 0, ie]:
+                    upload = Upload(il, ie, slot)
+                    self._copy(upload)
+                    self._returning.append((upload, self._device.event(self._stream)))
+        self._lent = 0
 
     def copy_tables(self, stream: Any) -> None:
         """Queue the copy of the tables to the device."""
@@ -94,10 +123,12 @@ class ExpertSlots:
             else:
                 waiting.append((upload, event))
         self._arriving = waiting
+        if self._returning:
+            self._commit_returned()
 
     def settle(self) -> None:
         """Wait until all that is under way has arrived. Between steps only."""
-        while self._arriving:
+        while self._arriving or self._returning:
             self.commit_arrived()
 
     def fill(self) -> None:
@@ -111,10 +142,24 @@ class ExpertSlots:
 
     def close(self) -> None:
         """Give the slots' memory back. Nothing may run on the device."""
-        for base in self._bases:
-            if base:
-                self._device.free(base)
-        self._bases = [0] * len(self._bases)
+        if self._nbytes:
+            self._device.free(self._end - self._nbytes)
+        self._nbytes = 0
+
+    def _lent_layers(self) -> list[int]:
+        """The layers that have a part of what is lent."""
+        start = self._end - self._lent
+        ends = [*self._bases[1:], self._end]
+        return [layer for layer, end in enumerate(ends) if end > start]
+
+    def _commit_returned(self) -> None:
+        waiting = []
+        for upload, event in self._returning:
+            if not self._device.is_done(event):
+                waiting.append((upload, event))
+            elif self.cache.slot_of(upload.il, upload.ie) == upload.slot:
+                self._tables[upload.il, :, upload.ie] = self._places(upload)
+        self._returning = waiting
 
     def _bring_all(self, choose: Callable[[], list[Upload]]) -> None:
         while uploads := choose():
@@ -124,12 +169,15 @@ class ExpertSlots:
     def _start(self, uploads: Sequence[Upload]) -> None:
         for upload in uploads:
             self._forget(upload)
-            for role, address in zip(ROLES, self._places(upload), strict=True):
-                tensors = getattr(self._layers[upload.il], role)
-                nbytes = tensors.nbytes[upload.ie]
-                self._device.copy(self._stream, address, tensors.addresses[upload.ie], nbytes)
-                self.uploaded_bytes += nbytes
+            self._copy(upload)
             self._arriving.append((upload, self._device.event(self._stream)))
+
+    def _copy(self, upload: Upload) -> None:
+        for role, address in zip(ROLES, self._places(upload), strict=True):
+            tensors = getattr(self._layers[upload.il], role)
+            nbytes = tensors.nbytes[upload.ie]
+            self._device.copy(self._stream, address, tensors.addresses[upload.ie], nbytes)
+            self.uploaded_bytes += nbytes
 
     def _forget(self, upload: Upload) -> None:
         """Take the expert that had the slot from the tables: its bytes are overwritten from now on."""

@@ -21,7 +21,13 @@ class StepBuffers:
     """A graph's memory on the device, and the pinned memory that is copied before and after a step of it."""
 
     def __init__(
-        self, device: Device, graph: Graph, n_tokens: int, weights: DeviceWeights, caches: dict[str, int]
+        self,
+        device: Device,
+        graph: Graph,
+        n_tokens: int,
+        weights: DeviceWeights,
+        caches: dict[str, int],
+        allocate: Callable[[int], int] | None = None,
     ):
         self._device = device
         buffers = graph.buffers()
@@ -29,7 +35,7 @@ class StepBuffers:
         inputs += ["inp_tokens", "out_ids", "injected_topk", "inp_attn_scale"]
         # Token embeddings are looked up in main memory and come as an input.
         embedded = next(task for task in graph.tasks if task.name == "inp_embd").outputs["out"]
-        self.memory = DeviceMemory(device, weights, buffers.values(), inputs, caches)
+        self.memory = DeviceMemory(device, weights, buffers.values(), inputs, caches, allocate)
         self._embeddings = device.pinned(n_tokens * row_size(embedded))
         self._embedded_address = self.memory.address(embedded)
         self._n_embd = embedded.cols

@@ -46,6 +46,12 @@ class EmulatedLibrary:
             reason = "its threads wait for each other for ever" if status == 1 else "the launch is not valid"
             raise RuntimeError(f"{name} {grid} {block} {shared}: {reason}")
 
+    def prepare(self, names) -> None:
+        """Compile what these kernels need."""
+        for name in names:
+            file, _, qtype = split_name(name)
+            self._module(file, qtype)
+
     def _compile(self, file: str, qtype: str | None) -> ctypes.CDLL:
         replaced = {path.name: path.read_text() for path in FOLDER.glob("*.cuh")}
         source = self._folder / f"{file}-{qtype}.cpp"

@@ -76,7 +76,10 @@ def hybrid_context(library, make_device):
             arch, hparams, weights, n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, replay=replay
         )
         n_layer = sum(block.experts is not None for block in weights.blk)
-        runner = context.prepare_gpu(make_device(), n_threads, policy, prompt_bytes)
+        device = make_device()
+        runner = context.prepare_gpu(device, n_threads, policy, prompt_bytes)
+        # A step that compiled would look like one that stands still.
+        device.prepare(runner.kernels, None)
         runner.allocate_slots([slots] * n_layer)
         with contextlib.closing(context):
             context.start_gpu(runner, library)

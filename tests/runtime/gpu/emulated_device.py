@@ -55,6 +55,7 @@ class EmulatedDevice:
         self.launched = []
 
     def prepare(self, kernels, progress):
+        self._library.prepare(kernels)
         return 0
 
     def allocate(self, nbytes):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gguf_moe.experts.routing import Recorder
-from gguf_moe.runtime.gpu import prompt
+from gguf_moe.runtime.gpu import long_prompts
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 
 TOKENS = [3, 141, 59, 26, 5, 35, 8, 97, 93, 2, 38, 46, 26, 43]
@@ -20,16 +20,16 @@ def moe_file(tmp_path_factory, tiny_gguf):
 @pytest.fixture
 def streams(monkeypatch):
     """Chunks of 8 tokens and more are streamed, up to 12 at once; a piece has room for two experts."""
-    monkeypatch.setattr(prompt, "CHUNKS", (12,))
-    monkeypatch.setattr(prompt, "FIRST_THRESHOLD", 8)
-    monkeypatch.setattr(prompt, "PIECE_SIZE", 1)
+    monkeypatch.setattr(long_prompts, "CHUNKS", (12,))
+    monkeypatch.setattr(long_prompts, "FIRST_THRESHOLD", 8)
+    monkeypatch.setattr(long_prompts, "PIECE_SIZE", 1)
 
 
 def run(context):
     return np.concatenate([context.extend(TOKENS[:11], 2).copy(), context.extend(TOKENS[11:], 1)])
 
 
-@pytest.mark.parametrize("slots", [0, 4, 6])
+@pytest.mark.parametrize("slots", [2, 4, 6])
 def test_a_streamed_prompt_changes_no_bit(hybrid_context, moe_file, streams, assert_same_bits, slots):
     with hybrid_context(moe_file, slots, n_batch=4) as context:
         context.recorder = Recorder(2, range(2), 6, 3)
@@ -39,11 +39,11 @@ def test_a_streamed_prompt_changes_no_bit(hybrid_context, moe_file, streams, ass
         context.recorder = Recorder(2, range(2), 6, 3)
         assert_same_bits(run(context), expected)
         np.testing.assert_array_equal(context.recorder.routing({}).ids, routing.ids)
-        assert bool(context._runner._prompt.streamed_bytes) == (slots < 6)
+        assert context._runner._long.program.streamed_bytes
 
 
 def test_long_steps(hybrid_context, moe_file, streams):
-    with hybrid_context(moe_file, 1, n_batch=4, prompt_bytes=1 << 26) as context:
+    with hybrid_context(moe_file, 4, n_batch=4, prompt_bytes=1 << 26) as context:
         runner = context._runner
         assert runner.long_step(30, 1) == 12
         assert runner.long_step(8, 8) == 8
@@ -55,13 +55,13 @@ def test_long_steps(hybrid_context, moe_file, streams):
 
 
 def test_too_little_memory_means_no_streaming(hybrid_context, moe_file, streams):
-    with hybrid_context(moe_file, 1, n_batch=4, prompt_bytes=1000) as context:
+    with hybrid_context(moe_file, 4, n_batch=4, prompt_bytes=1000) as context:
         assert context._runner.long_step(30, 1) == 0
 
 
 def test_the_threshold_is_measured():
-    threshold = prompt.Threshold()
-    assert threshold.n_tokens == prompt.FIRST_THRESHOLD
+    threshold = long_prompts.Threshold()
+    assert threshold.n_tokens == long_prompts.FIRST_THRESHOLD
     threshold.streamed(0.3)
     threshold.computed(100, 0.2)
     assert threshold.n_tokens == 150
@@ -70,22 +70,22 @@ def test_the_threshold_is_measured():
 
 
 def test_a_prompt_leaves_its_heat(hybrid_context, moe_file, streams):
-    with hybrid_context(moe_file, 1, n_batch=4, prompt_bytes=1 << 26, fill=False) as context:
+    with hybrid_context(moe_file, 4, n_batch=4, prompt_bytes=1 << 26, fill=False) as context:
         context.extend(TOKENS[:11], 1)
         cache = context._runner.slots.cache
-        assert len(cache.in_flight) == 2
+        assert len(cache.in_flight) == 8
         assert any(any(layer) for layer in cache.heat())
 
 
 def test_ctrl_c_in_the_middle_of_a_prompt(hybrid_context, moe_file, streams, monkeypatch):
-    with hybrid_context(moe_file, 1, n_batch=4, prompt_bytes=1 << 26) as context:
+    with hybrid_context(moe_file, 4, n_batch=4, prompt_bytes=1 << 26) as context:
         expected = context.extend(TOKENS[:11], 1).copy()
         context.truncate(0)
-        ring = context._runner._prompt._ring
+        ring = context._runner._long.program._ring
         bring = ring.bring
 
         def interrupt(wave, tensors, experts):
-            if wave == 5:
+            if wave == 3:
                 raise KeyboardInterrupt
             return bring(wave, tensors, experts)
 
@@ -95,3 +95,16 @@ def test_ctrl_c_in_the_middle_of_a_prompt(hybrid_context, moe_file, streams, mon
         assert context.tokens == []
         monkeypatch.setattr(ring, "bring", bring)
         np.testing.assert_array_equal(context.extend(TOKENS[:11], 1), expected)
+
+
+def test_experts_come_back_after_a_prompt(hybrid_context, moe_file, streams):
+    with hybrid_context(moe_file, 4, n_batch=4, prompt_bytes=1 << 26) as context:
+        slots = context._runner.slots
+        tables = slots._tables
+        context.extend(TOKENS[:11], 1)
+        assert (tables[1] == 0).all()
+        context.extend([5], 1)
+        slots.settle()
+        held = [[slots.cache.slot_of(il, ie) is not None for ie in range(6)] for il in range(2)]
+        np.testing.assert_array_equal(tables[:, 0] != 0, held)
+        assert sum(map(sum, held)) == 8

@@ -1,0 +1,112 @@
+"""Which chunks of a prompt are streamed (prompt.py), and the memory for that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from gguf_moe.arch.weights import Experts
+from gguf_moe.errors import OutOfMemoryError
+from gguf_moe.experts.budget import SLOT_ALIGNMENT
+from gguf_moe.graph.task import Graph
+from gguf_moe.runtime.gpu.device import Device
+from gguf_moe.runtime.gpu.memory import ALIGNMENT, DeviceWeights
+from gguf_moe.runtime.gpu.prompt import PromptProgram, Room, prompt_kernels
+from gguf_moe.runtime.gpu.slots import ROLES, ExpertSlots
+from gguf_moe.runtime.memory import row_size
+
+MakeGraph = Callable[[int, int], Graph]
+"""make_graph(n_tokens, n_outputs): of steps that are not larger."""
+CHUNKS = (2048, 1536, 1024, 768, 512, 384, 256, 128)
+"""The most tokens of a chunk: the first of these that there is room for."""
+MOST_OUTPUTS = 16
+"""Logits that a chunk can give."""
+PIECE_SIZE = 32 << 20
+"""Bytes of a piece of the ring, at least."""
+SOME_NUMBERS = 1 << 16
+"""Bytes for what a step has besides buffers."""
+FIRST_THRESHOLD = 128
+"""Tokens from which experts are streamed until both ways were measured."""
+
+
+class LongPrompts:
+    """The program for chunks of more tokens than `least`, once there is room for it.
+
+    make_graph builds its graph; layers are those that have experts; nbytes of the slots' memory may be lent.
+    """
+
+    def __init__(self, make_graph: MakeGraph, layers: Sequence[Experts], n_ctx: int, least: int, nbytes: int):
+        self._make_graph = make_graph
+        self._layers = layers
+        self._n_ctx = n_ctx
+        self._least = least
+        self._nbytes = nbytes
+        self.threshold = Threshold()
+        self.program: PromptProgram | None = None
+
+    @property
+    def kernels(self) -> list[str]:
+        """What the program needs."""
+        return prompt_kernels(self._make_graph(2, 1)) if self._nbytes else []
+
+    def prepare(
+        self, device: Device, weights: DeviceWeights, slots: ExpertSlots, caches: dict[str, int]
+    ) -> None:
+        """Make the program when the slots have their memory, if that is enough."""
+        nbytes = min(self._nbytes, slots.nbytes)
+        if room := find_room(self._make_graph, self._layers, nbytes, self._n_ctx):
+            graph = self._make_graph(room.n_tokens, MOST_OUTPUTS)
+            try:
+                self.program = PromptProgram(device, graph, room, weights, slots, caches)
+            except OutOfMemoryError:
+                self.program = None  # prompts go the other way
+
+    def n_tokens(self, n_left: int, n_outputs: int) -> int:
+        """See Runner.long_step."""
+        if not self.program:
+            return 0
+        n = min(n_left, self.program.n_tokens)
+        is_worth_it = n >= self.threshold.n_tokens and n > self._least
+        return n if is_worth_it and n_outputs - (n_left - n) <= MOST_OUTPUTS else 0
+
+    def program_for(self, n_tokens: int) -> PromptProgram | None:
+        """The program, for a step that `n_tokens` has asked for."""
+        return self.program if n_tokens > self._least else None
+
+
+def find_room(make_graph: MakeGraph, layers: Sequence[Experts], nbytes: int, n_ctx: int) -> Room | None:
+    """How to use nbytes: a quarter for the ring, the rest for a chunk's activations. None: too few."""
+    largest = max((max(getattr(experts, role).nbytes) for experts in layers for role in ROLES), default=0)
+    piece_size = max(PIECE_SIZE, -(-largest // SLOT_ALIGNMENT) * SLOT_ALIGNMENT)
+    n_pieces = max(2, nbytes // 4 // piece_size)
+    for n_tokens in CHUNKS if largest else ():
+        if n_tokens <= n_ctx:
+            buffers = make_graph(n_tokens, MOST_OUTPUTS).buffers().values()
+            sizes = [b.rows * row_size(b) + ALIGNMENT for b in buffers if not b.name.startswith("cache_")]
+            needed = sum(sizes) + n_pieces * piece_size + SOME_NUMBERS
+            if needed <= nbytes:
+                return Room(n_tokens, piece_size, n_pieces, needed)
+    return None
+
+
+class Threshold:
+    """How many tokens are worth streaming: learns how long both ways take."""
+
+    def __init__(self) -> None:
+        self._streaming_s = 0.0
+        self._token_s = 0.0
+
+    @property
+    def n_tokens(self) -> int:
+        """From so many tokens on streaming is faster."""
+        if not self._streaming_s or not self._token_s:
+            return FIRST_THRESHOLD
+        return math.ceil(self._streaming_s / self._token_s)
+
+    def streamed(self, seconds: float) -> None:
+        """A chunk took so long; mostly the copies, however many tokens it had."""
+        self._streaming_s = seconds if not self._streaming_s else min(self._streaming_s, seconds)
+
+    def computed(self, n_tokens: int, seconds: float) -> None:
+        """A chunk of n_tokens took so long with the CPU's help."""
+        self._token_s = seconds / n_tokens
