@@ -28,17 +28,18 @@ class Branches:
         launch_on(stream, launch, early) queues one of them; see Device.launch.
         """
         device, streams = self._device, self._streams
+        afters = needed_waits(launches)
         start = device.event(streams[0])
         for stream in streams[1:]:
             device.wait_for(stream, start)
         place: list[int] = []
         events: list[Any] = []
         last = [-1] * len(streams)
-        for launch in launches:
+        for launch, after in zip(launches, afters, strict=True):
             # Behind one that it waits for, if nothing was put behind that yet; else where the oldest end is.
-            free = [place[n] for n in launch.after if last[place[n]] == n]
+            free = [place[n] for n in after if last[place[n]] == n]
             at = free[0] if free else last.index(min(last))
-            elsewhere = [n for n in launch.after if place[n] != at]
+            elsewhere = [n for n in after if place[n] != at]
             for n in elsewhere:
                 device.wait_for(streams[at], events[n])
             launch_on(streams[at], launch, last[at] >= 0 and not elsewhere)
@@ -48,3 +49,20 @@ class Branches:
         for at, n in enumerate(last):
             if at and n >= 0:
                 device.wait_for(streams[0], events[n])
+
+
+def needed_waits(launches: Sequence[Launch]) -> list[tuple[int, ...]]:
+    """For each launch those of its `after` that no other of them has waited for already.
+
+    A launch that waits for one alone can begin at once when that ends; each more costs time on the GPU.
+    """
+    waits: list[tuple[int, ...]] = []
+    before: list[int] = []
+    """All that come before a launch, a bit each."""
+    for launch in launches:
+        earlier = 0
+        for n in launch.after:
+            earlier |= before[n]
+        waits.append(tuple(n for n in launch.after if not earlier >> n & 1))
+        before.append(earlier | sum(1 << n for n in waits[-1]))
+    return waits

@@ -12,7 +12,7 @@ import numpy as np
 
 from gguf_moe.runtime.gpu.lower import Launch
 from gguf_moe_kernels import structs
-from gguf_moe_kernels.cuda.launch import FEW_HEADS, SHORT
+from gguf_moe_kernels.cuda.launch import FEW_HEADS, MOST_CHOICES, SHORT
 from gguf_moe_kernels.cuda.source import QTYPES
 
 MOST = 8
@@ -136,7 +136,7 @@ def _matmul_id_swiglu(launches: Sequence[Launch]) -> Fused | None:
 def _join_norm_quantize(launches: Sequence[Launch]) -> Fused | None:
     """The sum of the experts, and what the next block begins with."""
     join = launches[0]
-    if join.kernel != "mailbox.moe_join" or len(launches) == 1:
+    if join.kernel != "mailbox.moe_join" or join.arguments["k"] > MOST_CHOICES or len(launches) == 1:
         return None
     norm = _norm_quantize(launches[1:])
     if norm is None or norm.arguments["x"] != join.arguments["out"]:

@@ -47,36 +47,54 @@ struct Shared {
     }
 };
 
-// scores[h][j] = scale * q[h] . k[start + j]
+// scores[h][j] = scale * q[h] . k[start + j]. With few heads a lane asks for the keys of all its positions at once.
 template <typename Cache, int N_HEADS>
 __device__ __forceinline__ void compute_scores(
     const Attention &a, const Part &part, const Shared<N_HEADS> &shared, long long start, int n)
 {
+    constexpr int TOGETHER = WARPS * (WARP / LANES), PASSES = SPLIT / TOGETHER;
+    constexpr int AT_ONCE = N_HEADS <= FEW_HEADS ? PASSES : 1, CHUNKS = N_HEADS <= FEW_HEADS ? 2 : 1;
     int lane = lane_id() % LANES, d = a.n_embd_head_k;
+    int first = threadIdx.x / WARP * (WARP / LANES), mine = first + lane_id() / LANES;
     long long stride = Cache::SIZE * a.n_head_kv * d;
     const unsigned char *k = at<const unsigned char>(a.k) + start * stride + Cache::SIZE * part.head_kv * d;
-    // All lanes of a warp stay in the loop, because they exchange values.
-#pragma unroll 4
-    for (int base = threadIdx.x / WARP * (WARP / LANES); base < n; base += WARPS * (WARP / LANES)) {
-        int j = base + lane_id() / LANES;
-        float sums[N_HEADS] = {};
-        for (int i = CHUNK * lane; i < d && j < n; i += CHUNK * LANES) {
-            float key[CHUNK];
-            Cache::template load<CHUNK>(k + j * stride + Cache::SIZE * i, key);
+    // All lanes of a warp stay in the loop, because they exchange values. Loads are always of a real position.
+    for (int base = 0; first + base < n; base += AT_ONCE * TOGETHER) {
+        float sums[AT_ONCE][N_HEADS] = {};
+        for (int i = CHUNK * lane; i < d; i += CHUNKS * CHUNK * LANES) {
+            float keys[CHUNKS][AT_ONCE][CHUNK];
 #pragma unroll
-            for (int h = 0; h < N_HEADS; h++)
-                if (h < part.n_head)
+            for (int chunk = 0; chunk < CHUNKS; chunk++)
 #pragma unroll
-                    for (int c = 0; c < CHUNK; c++)
-                        sums[h] = __fmaf_rn(key[c], shared.q[h * d + i + c], sums[h]);
+                for (int p = 0; p < AT_ONCE; p++) {
+                    int j = min(mine + base + p * TOGETHER, n - 1), place = min(i + chunk * CHUNK * LANES, d - CHUNK);
+                    Cache::template load<CHUNK>(k + j * stride + Cache::SIZE * place, keys[chunk][p]);
+                }
+#pragma unroll
+            for (int chunk = 0; chunk < CHUNKS; chunk++) {
+                int place = i + chunk * CHUNK * LANES;
+                if (place >= d)
+                    break;
+#pragma unroll
+                for (int h = 0; h < N_HEADS; h++)
+                    if (h < part.n_head)
+#pragma unroll
+                        for (int c = 0; c < CHUNK; c++)
+#pragma unroll
+                            for (int p = 0; p < AT_ONCE; p++)
+                                sums[p][h] = __fmaf_rn(keys[chunk][p][c], shared.q[h * d + place + c], sums[p][h]);
+            }
         }
 #pragma unroll
-        for (int h = 0; h < N_HEADS; h++) {
-            for (int half = LANES / 2; half; half /= 2)
-                sums[h] += __shfl_xor_sync(ALL_LANES, sums[h], half);
-            if (lane == 0 && j < n && h < part.n_head)
-                shared.scores[h * SPLIT + j] = a.scale * sums[h];
-        }
+        for (int p = 0; p < AT_ONCE; p++)
+#pragma unroll
+            for (int h = 0; h < N_HEADS; h++) {
+                for (int half = LANES / 2; half; half /= 2)
+                    sums[p][h] += __shfl_xor_sync(ALL_LANES, sums[p][h], half);
+                int j = mine + base + p * TOGETHER;
+                if (lane == 0 && j < n && h < part.n_head)
+                    shared.scores[h * SPLIT + j] = a.scale * sums[p][h];
+            }
     }
 }
 
@@ -113,17 +131,25 @@ __device__ __forceinline__ int add_values(
     long long stride = Cache::SIZE * a.v_width;
     const unsigned char *v =
         at<const unsigned char>(a.v) + start * stride + Cache::SIZE * (part.head_kv * d + i);
+    constexpr int AT_ONCE = N_HEADS <= FEW_HEADS ? 16 : 4;
     float sums[N_HEADS][4] = {};
-#pragma unroll 4
-    for (int j = set; j < n; j += sets) {
-        float value[4];
-        Cache::template load<4>(v + j * stride, value);
+    for (int base = set; base < n; base += AT_ONCE * sets) {
+        float values[AT_ONCE][4];
 #pragma unroll
-        for (int h = 0; h < N_HEADS; h++)
-            if (h < part.n_head)
+        for (int p = 0; p < AT_ONCE; p++)
+            Cache::template load<4>(v + min(base + p * sets, n - 1) * stride, values[p]);
 #pragma unroll
-                for (int c = 0; c < 4; c++)
-                    sums[h][c] = __fmaf_rn(shared.scores[h * SPLIT + j], value[c], sums[h][c]);
+        for (int p = 0; p < AT_ONCE; p++) {
+            int j = base + p * sets;
+            if (j >= n)
+                break;
+#pragma unroll
+            for (int h = 0; h < N_HEADS; h++)
+                if (h < part.n_head)
+#pragma unroll
+                    for (int c = 0; c < 4; c++)
+                        sums[h][c] = __fmaf_rn(shared.scores[h * SPLIT + j], values[p][c], sums[h][c]);
+        }
     }
 #pragma unroll
     for (int h = 0; h < N_HEADS; h++)
@@ -192,6 +218,19 @@ __device__ __forceinline__ void walk(const Attention &a, const Part &part, const
         out[i] = finish(a, part.head + i / d, shared.largest[i / d], shared.total[i / d], out[i]);
 }
 
+// Of a token that sees one split only.
+template <int N_HEADS>
+__device__ __forceinline__ void finish_alone(
+    const Attention &a, const Part &part, const Shared<N_HEADS> &shared, int sets)
+{
+    int d = a.n_embd_head_v;
+    float *out = at<float>(a.out) + (part.row * a.n_head + part.head) * d;
+    for (int i = threadIdx.x; i < part.n_head * d; i += THREADS) {
+        int h = i / d;
+        out[i] = finish(a, part.head + h, shared.largest[h], shared.total[h], sum_sets(a, shared, sets, h, i % d));
+    }
+}
+
 __device__ __forceinline__ float *part_of(const Attention &a, const Part &part, int h)
 {
     return at<float>(a.scores + (part.row * a.n_head + part.head + h) * a.scores_stride);
@@ -236,6 +275,7 @@ __device__ __forceinline__ void join_parts(const Attention &a, const Part &part,
         int h = i / d;
         const float *parts = part_of(a, part, h) + 1;
         float largest = parts[0], total = parts[1], sum = parts[2 + i % d];
+#pragma unroll 4
         for (int p = 1; p < n_parts; p++) {
             parts += d + 2;
             Weights weights(largest, parts[0]);
@@ -252,12 +292,12 @@ template <int N_HEADS>
 __device__ __forceinline__ Part part_of_block(const Attention &a)
 {
     Part part;
-    long long group = a.n_head / a.n_head_kv, blocks = (group + N_HEADS - 1) / N_HEADS;
+    int group = static_cast<int>(a.n_head) / static_cast<int>(a.n_head_kv), blocks = (group + N_HEADS - 1) / N_HEADS;
     part.row = blockIdx.x;
     part.head_kv = blockIdx.y / blocks;
-    long long start = blockIdx.y % blocks * N_HEADS;
+    int start = blockIdx.y % blocks * N_HEADS;
     part.head = part.head_kv * group + start;
-    part.n_head = min(group - start, static_cast<long long>(N_HEADS));
+    part.n_head = min(group - start, N_HEADS);
     part.end = count_at(a.n_past) + part.row + 1;
     part.first = a.n_swa && a.n_swa < part.end ? part.end - a.n_swa : 0;
     return part;
@@ -281,6 +321,10 @@ __device__ __forceinline__ bool attention(const Attention &a, const Part &part)
         return true;
     }
     int sets = take_split<Cache, N_HEADS>(a, part, shared, first + blockIdx.z);
+    if (n_splits == 1) {
+        finish_alone(a, part, shared, sets);
+        return true;
+    }
     leave_part(a, part, shared, sets, blockIdx.z);
     if (!is_last(a, part, n_splits))
         return false;

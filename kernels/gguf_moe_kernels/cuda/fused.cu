@@ -21,39 +21,72 @@ __device__ __forceinline__ void quantize_row(const NormQuantize &a, const float 
             quantize_32<true>(x, a.n, ib, at<unsigned char>(a.q8_1) + row * a.q8_1_stride);
 }
 
-// The norm of x, which may be in shared memory, by a block. Shared: what it gives, float32 [n].
-__device__ __forceinline__ void norm_and_quantize(const NormQuantize &a, const float *x, long long row)
-{
-    float *kept = reinterpret_cast<float *>(dynamic_shared), *out = at<float>(a.out) + row * a.n;
-    float sum = a.n <= SHORT ? squares_by_warp(x, a.n) : squares_by_block(x, a.n);
-    float factor = norm_factor(sum, a.n, a.eps);
-    __syncthreads(); // all have read x, which may be `kept`
-#pragma unroll 8
-    for (int i = threadIdx.x; i < a.n; i += THREADS)
-        out[i] = kept[i] = normed(x[i], factor, a.weight, a.bias, i);
-    __syncthreads();
-    quantize_row(a, kept, row);
-}
+// A row and the norm's weight in shared memory: all of both is asked for at once. The weight comes before the step.
+struct NormRow {
+    float *x, *weight; // [n]
+
+    __device__ __forceinline__ NormRow(const NormQuantize &a)
+    {
+        x = reinterpret_cast<float *>(dynamic_shared), weight = x + a.n;
+#pragma unroll 4
+        for (int i = 4 * threadIdx.x; i < a.n; i += 4 * THREADS)
+            four(weight, i) = a.weight ? four(at<float>(a.weight), i) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+    }
+
+    static __device__ __forceinline__ float4 &four(float *from, int i)
+    {
+        return *reinterpret_cast<float4 *>(from + i);
+    }
+
+    // The norm of x, which all threads have written.
+    __device__ __forceinline__ void norm_and_quantize(const NormQuantize &a, long long row)
+    {
+        float *out = at<float>(a.out) + row * a.n;
+        __syncthreads();
+        float sum = a.n <= SHORT ? squares_by_warp(x, a.n) : squares_by_block(x, a.n);
+        float factor = norm_factor(sum, a.n, a.eps);
+        __syncthreads(); // all have read x
+#pragma unroll 4
+        for (int i = threadIdx.x; i < a.n; i += THREADS) {
+            float value = x[i] * factor * weight[i];
+            out[i] = x[i] = a.bias ? value + at<const float>(a.bias)[i] : value;
+        }
+        __syncthreads();
+        quantize_row(a, x, row);
+    }
+};
 
 // One block a row.
-KERNEL(norm_quantize, NormQuantize, THREADS)
+EARLY_KERNEL(norm_quantize, NormQuantize, THREADS)
 {
+    NormRow norm_row(a);
+    wait_for_earlier();
     long long row = blockIdx.x;
-    if (row < count_at(a.rows))
-        norm_and_quantize(a, at<const float>(a.x) + row * a.n, row);
+    if (row >= count_at(a.rows))
+        return;
+    float *x = at<float>(a.x) + row * a.n;
+#pragma unroll 4
+    for (int i = 4 * threadIdx.x; i < a.n; i += 4 * THREADS)
+        NormRow::four(norm_row.x, i) = NormRow::four(x, i);
+    norm_row.norm_and_quantize(a, row);
 }
 
 // One block a row. Leaves all as it is if the step is given up.
-KERNEL(join_norm_quantize, JoinNormQuantize, THREADS)
+EARLY_KERNEL(join_norm_quantize, JoinNormQuantize, THREADS)
 {
+    __shared__ Addends addends;
+    NormRow norm_row(a.norm);
+    wait_for_earlier();
+    const MoeJoin &join = a.join;
     long long row = blockIdx.x;
-    if (!may_join(a.join) || row >= count_at(a.join.rows))
+    if (!may_join(join) || row >= count_at(join.rows))
         return;
-    float *kept = reinterpret_cast<float *>(dynamic_shared), *out = at<float>(a.join.out) + row * a.join.n;
-    for (int i = threadIdx.x; i < a.join.n; i += THREADS)
-        out[i] = kept[i] = join_element(a.join, row, i);
-    __syncthreads();
-    norm_and_quantize(a.norm, kept, row);
+    find_addends(join, row, addends);
+    float *out = at<float>(join.out) + row * join.n;
+#pragma unroll 2
+    for (int i = 4 * threadIdx.x; i < join.n; i += 4 * THREADS)
+        NormRow::four(out, i) = NormRow::four(norm_row.x, i) = join_four(join, addends, row, i);
+    norm_row.norm_and_quantize(a.norm, row);
 }
 
 // One block: the choice for one token, its experts' places, and what the CPU is to do.

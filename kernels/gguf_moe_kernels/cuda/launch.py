@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gguf_moe_kernels.cuda.source import split_name
+from gguf_moe_kernels.cuda.warp_rows import warp_rows, warp_rows_by_expert
 
 Size = tuple[int, ...]
 
@@ -55,7 +56,8 @@ class _Numbers:
     def __init__(self, arguments: np.ndarray, qtype: str | None):
         self._arguments = arguments
         self._qtype = qtype
-        self.warp_rows = FLOAT_ROWS if qtype in FLOATS else WEIGHT_ROWS
+        self.warp_rows = warp_rows(qtype or "")
+        self.warp_rows_by_expert = warp_rows_by_expert(qtype or "")
 
     def __getattr__(self, field: str) -> Any:
         value = self._arguments[field]
@@ -156,7 +158,11 @@ def _quantize_heads_256(a: Any, rows: int) -> Launch:
 
 @rule("fused.norm_quantize")
 def _norm_quantize(a: Any, rows: int) -> Launch:
-    return Launch((rows,), (256,), 4 * a.n)
+    return Launch((rows,), (256,), 8 * a.n)
+
+
+MOST_CHOICES = 64
+"""The number of meeting.cuh: experts of a token in fused.join_norm_quantize."""
 
 
 @rule("fused.join_norm_quantize")
@@ -255,11 +261,9 @@ def _attention_many_f32(a: Any, rows: int) -> Launch:
     return _attention_many(a, rows, 4)
 
 
-WARPS, WEIGHT_ROWS, TOKENS = 4, 4, 4
-"""The numbers of matmul.cu: warps of a block, rows of the weight of a warp, rows of activations at a time."""
-FLOAT_ROWS, ROWS_OF_EACH = 1, 2
-"""Rows of a warp where the weights are floats, and of each where there are two weights."""
-FLOATS = ("f32", "f16", "bf16")
+WARPS, TOKENS, ROWS_OF_EACH = 4, 4, 2
+"""The numbers of matmul.cu: warps of a block, rows of activations at a time, a warp's rows of each of two
+weights."""
 
 
 @rule("matmul.matmul_*")
@@ -276,7 +280,7 @@ def _matmul_3(a: Any, rows: int) -> Launch:
 @rule("matmul.matmul_id_*")
 def _matmul_id(a: Any, rows: int) -> Launch:
     """rows: places, of which each token has as many as it has experts."""
-    return Launch((blocks(a.n_out, WARPS * a.warp_rows), rows), (32 * WARPS,))
+    return Launch((blocks(a.n_out, WARPS * a.warp_rows_by_expert), rows), (32 * WARPS,))
 
 
 @rule("matmul.matmul_id_swiglu_*")

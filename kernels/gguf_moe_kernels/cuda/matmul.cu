@@ -1,10 +1,10 @@
-// Weights times activations, dense and by expert, for few rows of activations. A warp takes ROWS rows of the weight:
-// with one row of activations all of them at once, otherwise one after the other with up to TOKENS of those.
+// Weights times activations, dense and by expert, for few rows of activations. A warp takes WARP_ROWS rows of the
+// weight (warp_rows.py): with one row of activations all of them at once, otherwise one after the other with up to TOKENS of those.
 #include "blocks/qtype.cuh"
 #include "dot.cuh"
 
-// launch.py knows these. A row of floats is long, and there are few of them: a router's.
-constexpr int WARPS = 4, THREADS = WARPS * WARP, ROWS = Block::SIZE == 1 ? 1 : 4, TOKENS = 4;
+// launch.py knows these.
+constexpr int WARPS = 4, THREADS = WARPS * WARP, TOKENS = 4;
 
 __device__ __forceinline__ int last_of(long long first, long long n, int most)
 {
@@ -12,9 +12,9 @@ __device__ __forceinline__ int last_of(long long first, long long n, int most)
 }
 
 // The first row of the weight that this warp of the block takes.
-__device__ __forceinline__ long long first_row(long long block)
+__device__ __forceinline__ long long first_row(long long block, int rows)
 {
-    return (block * WARPS + threadIdx.x / WARP) * ROWS;
+    return (block * WARPS + threadIdx.x / WARP) * rows;
 }
 
 // Dense weights are there before the step: ask for a warp's rows while the kernel before this one still runs.
@@ -22,7 +22,7 @@ __device__ __forceinline__ void prefetch_rows(const Matmul &a, long long row)
 {
     constexpr int LINE = 128;
     const unsigned char *weight = at<const unsigned char>(a.weight) + row * a.row_size;
-    long long size = min(a.n_out - row, static_cast<long long>(ROWS)) * a.row_size;
+    long long size = min(a.n_out - row, static_cast<long long>(WARP_ROWS)) * a.row_size;
     for (long long i = LINE * lane_id(); i < size; i += LINE * WARP)
         prefetch(weight + i);
 }
@@ -35,7 +35,7 @@ __device__ __forceinline__ void matmul_rows(const Matmul &a, long long row)
     if (row >= a.n_out || token >= n_tokens)
         return;
     RowsAt x{at<const unsigned char>(a.x) + token * a.x_stride, a.x_stride, last_of(token, n_tokens, TOKENS)};
-    RowsAt weight{at<const unsigned char>(a.weight) + row * a.row_size, a.row_size, last_of(row, a.n_out, ROWS)};
+    RowsAt weight{at<const unsigned char>(a.weight) + row * a.row_size, a.row_size, last_of(row, a.n_out, WARP_ROWS)};
     auto store = [&](int r, int t, float value) {
         if (r > weight.last || t > x.last)
             return;
@@ -47,7 +47,7 @@ __device__ __forceinline__ void matmul_rows(const Matmul &a, long long row)
         at<float>(a.out)[place] = value;
     };
     if (x.last == 0) {
-        dot_rows<Block, ROWS, 1, WARPS>(weight, x, a.n_in, store);
+        dot_rows<Block, WARP_ROWS, 1, WARPS>(weight, x, a.n_in, store);
         return;
     }
     for (int r = 0; r <= weight.last; r++) {
@@ -59,12 +59,12 @@ __device__ __forceinline__ void matmul_rows(const Matmul &a, long long row)
 
 EARLY_KERNEL(TYPED(matmul), Matmul, THREADS)
 {
-    matmul_rows(a, first_row(blockIdx.x));
+    matmul_rows(a, first_row(blockIdx.x, WARP_ROWS));
 }
 
 __device__ __forceinline__ long long n_blocks(const Matmul &a)
 {
-    return (a.n_out + WARPS * ROWS - 1) / (WARPS * ROWS);
+    return (a.n_out + WARPS * WARP_ROWS - 1) / (WARPS * WARP_ROWS);
 }
 
 // Two or three matmuls whose activations are there already; the third may have no rows.
@@ -76,7 +76,7 @@ EARLY_KERNEL(TYPED(matmul_3), Matmul3, THREADS)
         part = block < n_both ? a.second : a.third;
         block -= block < n_both ? n_first : n_both;
     }
-    matmul_rows(part, first_row(block));
+    matmul_rows(part, first_row(block, WARP_ROWS));
 }
 
 // The number of the expert whose places have this one, or -1 if there is none.
@@ -115,16 +115,16 @@ __device__ __forceinline__ RowsAt activations_of(const MatmulId &a, int expert, 
 // A block has one place. Experts of another type, and those that are not on this device, are left out.
 KERNEL(TYPED(matmul_id), MatmulId, THREADS)
 {
-    long long row = first_row(blockIdx.x), place = blockIdx.y;
+    long long row = first_row(blockIdx.x, WARP_ROWS_BY_EXPERT), place = blockIdx.y;
     int expert = expert_of(a, place);
     if (expert < 0 || row >= a.n_out || !is_here(a, expert))
         return;
-    RowsAt weight = rows_of(a, expert, row, ROWS);
+    RowsAt weight = rows_of(a, expert, row, WARP_ROWS_BY_EXPERT);
     auto store = [&](int r, int, float value) {
         if (r <= weight.last)
             at<float>(a.out)[place * a.n_out + row + r] = value;
     };
-    dot_rows<Block, ROWS, 1, WARPS>(weight, activations_of(a, expert, place), a.n_in, store);
+    dot_rows<Block, WARP_ROWS_BY_EXPERT, 1, WARPS>(weight, activations_of(a, expert, place), a.n_in, store);
 }
 
 // launch.py knows this one too.
@@ -146,7 +146,7 @@ KERNEL(TYPED(matmul_id_swiglu), MatmulIdSwiglu, THREADS)
 {
     __shared__ float all_values[WARPS][2 * ROWS_OF_EACH];
     float *values = all_values[threadIdx.x / WARP];
-    long long row = first_row(blockIdx.x) / ROWS * ROWS_OF_EACH, place = blockIdx.y;
+    long long row = first_row(blockIdx.x, ROWS_OF_EACH), place = blockIdx.y;
     int expert = expert_of(a.gate, place);
     if (expert < 0 || row >= a.gate.n_out || !is_here(a.gate, expert))
         return;

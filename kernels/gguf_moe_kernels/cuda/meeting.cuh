@@ -119,3 +119,61 @@ __device__ __forceinline__ float join_element(const MoeJoin &a, long long row, l
         sum += at<const float>(a.residual)[row * a.n + i];
     return sum;
 }
+
+// The most choices of a token that find_addends takes; fuse.py knows it too.
+constexpr int MOST_CHOICES = 64;
+
+// What MOE_SUM adds for a row: where it is, on either side, and its weight.
+struct Addends {
+    const float *x[MOST_CHOICES];
+    float weight[MOST_CHOICES];
+};
+
+__device__ __forceinline__ void add_weighted(float4 &sum, float weight, const float4 &x)
+{
+    sum.x = __fmaf_rn(weight, x.x, sum.x), sum.y = __fmaf_rn(weight, x.y, sum.y);
+    sum.z = __fmaf_rn(weight, x.z, sum.z), sum.w = __fmaf_rn(weight, x.w, sum.w);
+}
+
+__device__ __forceinline__ void add(float4 &sum, const float *x)
+{
+    float4 more = *reinterpret_cast<const float4 *>(x);
+    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+}
+
+// By all threads of a block, into shared memory.
+__device__ __forceinline__ void find_addends(const MoeJoin &a, long long row, Addends &addends)
+{
+    int j = threadIdx.x;
+    if (j < a.k) {
+        long long choice = row * a.k + j;
+        int missing = at<const int>(a.missing_place)[choice];
+        addends.x[j] = missing < 0 ? at<const float>(a.x) + at<const int>(a.place)[choice] * a.n
+                                   : at<const float>(a.x_missing) + missing * a.n;
+        addends.weight[j] = at<const float>(a.weights)[choice];
+    }
+    __syncthreads();
+}
+
+// join_element of the elements i .. i + 3. Several addends are asked for before the first is needed.
+__device__ __forceinline__ float4 join_four(const MoeJoin &a, const Addends &addends, long long row, long long i)
+{
+    constexpr int AT_ONCE = 8;
+    int k = a.k;
+    float4 sum = {};
+    for (int first = 0; first < k; first += AT_ONCE) {
+        float4 x[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++)
+            x[j] = load_fresh(addends.x[min(first + j, k - 1)] + i);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++)
+            if (first + j < k)
+                add_weighted(sum, addends.weight[first + j], x[j]);
+    }
+    if (a.shared)
+        add(sum, at<const float>(a.shared) + row * a.n + i);
+    if (a.residual)
+        add(sum, at<const float>(a.residual) + row * a.n + i);
+    return sum;
+}

@@ -26,6 +26,16 @@ __device__ __forceinline__ void wait_for_earlier()
 #endif
 }
 
+// Four floats that the host or another GPU may have written, past all caches that could hold older ones.
+__device__ __forceinline__ float4 load_fresh(const float *address)
+{
+    float4 four;
+    asm volatile("ld.volatile.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
+                 : "l"(address));
+    return four;
+}
+
 // Bring the line that holds this address into the second-level cache.
 __device__ __forceinline__ void prefetch(const void *address)
 {

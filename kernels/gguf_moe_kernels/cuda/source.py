@@ -16,6 +16,7 @@ import numpy as np
 from gguf_moe_kernels import constants, structs
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.codebooks import CODEBOOKS
+from gguf_moe_kernels.cuda.warp_rows import warp_rows, warp_rows_by_expert
 from gguf_moe_kernels.gating import Gating
 from gguf_moe_kernels.quants import GGMLType
 
@@ -79,6 +80,8 @@ def preamble(qtype: str | None) -> str:
             f"#define TYPED(name) name##_{qtype}",
             f"constexpr int GGML_TYPE = GGML_TYPE_{qtype.upper()};",
             f"#define QTYPE_{qtype.upper()} 1",
+            f"constexpr int WARP_ROWS = {warp_rows(qtype)};",
+            f"constexpr int WARP_ROWS_BY_EXPERT = {warp_rows_by_expert(qtype)};",
         ]
         if (entries := CODEBOOKS.get(GGMLType[qtype.upper()])) is not None:
             lines.append(_codebook(entries))

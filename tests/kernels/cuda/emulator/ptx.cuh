@@ -16,6 +16,11 @@ inline void wait_for_earlier() {}
 
 inline void prefetch(const void *) {}
 
+inline float4 load_fresh(const float *address)
+{
+    return *reinterpret_cast<const float4 *>(address);
+}
+
 inline float f16_to_f32(unsigned short bits)
 {
     int exponent = bits >> 10 & 31, fraction = bits & 1023;

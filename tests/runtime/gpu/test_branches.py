@@ -1,0 +1,47 @@
+"""Which launches wait for which, and where they are put."""
+
+import numpy as np
+
+from gguf_moe.graph.task import Rows
+from gguf_moe.runtime.gpu.branches import Branches, needed_waits
+from gguf_moe.runtime.gpu.lower import Launch
+
+
+def launches_after(*afters):
+    return [Launch(f"kernel_{i}", np.zeros(()), Rows.TOKENS, after) for i, after in enumerate(afters)]
+
+
+class Streams:
+    """A device that writes down what is queued: streams and events are numbers."""
+
+    def __init__(self):
+        self.n_streams = 1
+        self.n_events = 0
+        self.waits = []
+
+    def stream(self):
+        self.n_streams += 1
+        return self.n_streams - 1
+
+    def event(self, stream):
+        self.n_events += 1
+        return self.n_events - 1
+
+    def wait_for(self, stream, event):
+        self.waits.append((stream, event))
+
+
+def test_waits_that_others_imply_are_left_out():
+    launches = launches_after((), (0,), (0, 1), (0, 1), (0, 2, 3), (1, 4))
+    assert needed_waits(launches) == [(), (0,), (1,), (1,), (2, 3), (4,)]
+
+
+def test_a_chain_stays_on_one_stream_and_begins_early():
+    device, queued = Streams(), []
+    branches = Branches(device, 0)
+    n_waits = len(device.waits)
+    # 2 and 3 work side by side; 5 writes what 3 has read.
+    launches = launches_after((), (0,), (1,), (1,), (2, 3), (3, 4), (5,))
+    branches.queue(launches, lambda stream, launch, early: queued.append((stream, early)))
+    assert queued == [(0, False), (0, True), (0, True), (1, False), (0, False), (0, True), (0, True)]
+    assert len(device.waits) - n_waits == 3 + 2 + 1  # all helpers at first, the two branches, the end
