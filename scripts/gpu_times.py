@@ -58,7 +58,7 @@ class Timed:
         self.device = device
         self._library = KernelLibrary(default_cache_dir(), fill_cache)
         self.runner: GpuRunner = self.context.prepare_gpu(
-            device, machine.default_threads(beside_gpu=True), "decayed"
+            device, machine.default_threads(beside_gpu=True), "decayed", prompt_bytes=0
         )
         device.prepare(self.runner.kernels, None)
         self._library.prepare([*kernels_of(self.runner.rows), self.runner.embedding_kernel], None)
