@@ -93,6 +93,7 @@ def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
         "tiles": [_tile(qtype) for qtype in weight.qtypes],
         "weights": list(weight.addresses),
         "row_sizes": [qtype.row_size(n_in) for qtype in weight.qtypes],
+        "n_expert": len(weight.qtypes),
         "n_out": n_out,
         "n_in": n_in,
         "x": [memory.address(buffer) for buffer in x],

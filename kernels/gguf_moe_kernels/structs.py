@@ -41,7 +41,8 @@ MATMUL = _struct("tile weight row_size n_out n_in x x_stride out rows chunk_rows
 # in type. used, n_used, first: see EXPERT_ROWS. A place p of expert e: out[p] = weight[e] . x[e][x_index[p]];
 # x_index is int32, or 0 for x[e][p].
 MATMUL_ID = _struct(
-    "tiles weights row_sizes n_out n_in x x_stride x_index out used n_used first chunk_rows n_threads"
+    "tiles weights row_sizes n_expert n_out n_in x x_stride x_index out used n_used first chunk_rows "
+    "n_threads"
 )
 
 # The same for matrices that each head has its own of: out[i, h] = weight[h] . x[i, h], float32

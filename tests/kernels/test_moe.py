@@ -234,6 +234,7 @@ def test_matmul_id_of_experts_that_differ_in_type(
         tiles=np.array([library.address(f"{qtype.name.lower()}.tile") for qtype in qtypes]),
         weights=np.array([address(w) for w in weights]),
         row_sizes=np.array([w.shape[1] for w in weights]),
+        n_expert=len(qtypes),
         n_out=6,
         n_in=256,
         x=np.array([address(a) for a in mine]),

@@ -29,6 +29,7 @@ class Branches:
         """
         device, streams = self._device, self._streams
         afters = needed_waits(launches)
+        followed = {after[0] for after in afters if len(after) == 1}
         start = device.event(streams[0])
         for stream in streams[1:]:
             device.wait_for(stream, start)
@@ -37,7 +38,10 @@ class Branches:
         last = [-1] * len(streams)
         for launch, after in zip(launches, afters, strict=True):
             # Behind one that it waits for, if nothing was put behind that yet; else where the oldest end is.
+            # But a branch of one launch is not worth its two meetings: it goes behind the other one.
             free = [place[n] for n in after if last[place[n]] == n]
+            if after and not free and len(place) not in followed:
+                free = [place[after[-1]]]
             at = free[0] if free else last.index(min(last))
             elsewhere = [n for n in after if place[n] != at]
             for n in elsewhere:

@@ -264,6 +264,7 @@ def _matmul_id(task: Task, memory: DeviceMemory) -> GpuLowered:
         "tiles": [int(qtype) for qtype in weight.qtypes],
         "weights": memory.weights.table(weight),
         "row_sizes": [qtype.row_size(n_in) for qtype in weight.qtypes],
+        "n_expert": len(weight.qtypes),
         "n_out": n_out,
         "n_in": n_in,
         "x": [memory.address(buffer) for buffer in x],

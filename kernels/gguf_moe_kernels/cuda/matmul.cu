@@ -82,49 +82,60 @@ EARLY_KERNEL(TYPED(matmul_3), Matmul3, THREADS)
 // The number of the expert whose places have this one, or -1 if there is none.
 __device__ __forceinline__ int expert_of(const MatmulId &a, int place)
 {
-    int n_used = count_at(a.n_used);
     const int *first = at<const int>(a.first), *used = at<const int>(a.used);
-    for (int start = 0; start < n_used; start += WARP) {
-        int u = min(start + lane_id(), n_used - 1), expert = used[u];
-        bool is_it = first[u] <= place && place < first[u + 1];
+    for (int start = 0; start < a.n_expert; start += WARP) {
+        // What lies behind the used experts is read too: waiting for n_used first would take twice as long.
+        int u = min(start + lane_id(), static_cast<int>(a.n_expert) - 1), expert = used[u];
+        int n_used = count_at(a.n_used), here = first[u], next = first[u + 1];
+        bool is_it = u < n_used && here <= place && place < next;
         if (unsigned lanes = __ballot_sync(ALL_LANES, is_it))
             return __shfl_sync(ALL_LANES, expert, __ffs(lanes) - 1);
+        if (start + WARP >= n_used)
+            return -1;
     }
     return -1;
 }
 
-__device__ __forceinline__ bool is_here(const MatmulId &a, int expert)
-{
-    return at<const long long>(a.weights)[expert] && at<const long long>(a.tiles)[expert] == GGML_TYPE;
-}
+// What a place's warps need, all asked for at once.
+struct PlaceOfExpert {
+    const unsigned char *weight;
+    long long row_size;
+    bool is_here; // on this device, and of this type
+    RowsAt x;
 
-__device__ __forceinline__ RowsAt rows_of(const MatmulId &a, int expert, long long row, int most)
-{
-    long long row_size = at<const long long>(a.row_sizes)[expert];
-    auto weight = at<const unsigned char>(at<const long long>(a.weights)[expert]);
-    return {weight + row * row_size, row_size, last_of(row, a.n_out, most)};
-}
+    __device__ __forceinline__ PlaceOfExpert(const MatmulId &a, int expert, long long place)
+    {
+        weight = at<const unsigned char>(at<const long long>(a.weights)[expert]);
+        row_size = at<const long long>(a.row_sizes)[expert];
+        long long tile = at<const long long>(a.tiles)[expert], stride = at<const long long>(a.x_stride)[expert];
+        auto x_first = at<const unsigned char>(at<const long long>(a.x)[expert]);
+        long long x_row = a.x_index ? at<const int>(a.x_index)[place] : place;
+        is_here = weight && tile == GGML_TYPE;
+        x = {x_first + x_row * stride, stride, 0};
+    }
 
-__device__ __forceinline__ RowsAt activations_of(const MatmulId &a, int expert, long long place)
-{
-    long long row = a.x_index ? at<const int>(a.x_index)[place] : place;
-    long long stride = at<const long long>(a.x_stride)[expert];
-    return {at<const unsigned char>(at<const long long>(a.x)[expert]) + row * stride, stride, 0};
-}
+    __device__ __forceinline__ RowsAt rows(long long row, long long n_out, int most) const
+    {
+        return {weight + row * row_size, row_size, last_of(row, n_out, most)};
+    }
+};
 
 // A block has one place. Experts of another type, and those that are not on this device, are left out.
 KERNEL(TYPED(matmul_id), MatmulId, THREADS)
 {
     long long row = first_row(blockIdx.x, WARP_ROWS_BY_EXPERT), place = blockIdx.y;
     int expert = expert_of(a, place);
-    if (expert < 0 || row >= a.n_out || !is_here(a, expert))
+    if (expert < 0 || row >= a.n_out)
         return;
-    RowsAt weight = rows_of(a, expert, row, WARP_ROWS_BY_EXPERT);
+    PlaceOfExpert here(a, expert, place);
+    if (!here.is_here)
+        return;
+    RowsAt weight = here.rows(row, a.n_out, WARP_ROWS_BY_EXPERT);
     auto store = [&](int r, int, float value) {
         if (r <= weight.last)
             at<float>(a.out)[place * a.n_out + row + r] = value;
     };
-    dot_rows<Block, WARP_ROWS_BY_EXPERT, 1, WARPS>(weight, activations_of(a, expert, place), a.n_in, store);
+    dot_rows<Block, WARP_ROWS_BY_EXPERT, 1, WARPS>(weight, here.x, a.n_in, store);
 }
 
 // launch.py knows this one too.
@@ -148,11 +159,14 @@ KERNEL(TYPED(matmul_id_swiglu), MatmulIdSwiglu, THREADS)
     float *values = all_values[threadIdx.x / WARP];
     long long row = first_row(blockIdx.x, ROWS_OF_EACH), place = blockIdx.y;
     int expert = expert_of(a.gate, place);
-    if (expert < 0 || row >= a.gate.n_out || !is_here(a.gate, expert))
+    if (expert < 0 || row >= a.gate.n_out)
         return;
-    GateAndUp weight{rows_of(a.gate, expert, row, ROWS_OF_EACH), rows_of(a.up, expert, row, ROWS_OF_EACH)};
+    PlaceOfExpert gate(a.gate, expert, place), up(a.up, expert, place);
+    if (!gate.is_here)
+        return;
+    GateAndUp weight{gate.rows(row, a.gate.n_out, ROWS_OF_EACH), up.rows(row, a.gate.n_out, ROWS_OF_EACH)};
     auto store = [&](int r, int, float value) { values[r] = value; };
-    dot_rows<Block, 2 * ROWS_OF_EACH, 1, WARPS>(weight, activations_of(a.gate, expert, place), a.gate.n_in, store);
+    dot_rows<Block, 2 * ROWS_OF_EACH, 1, WARPS>(weight, gate.x, a.gate.n_in, store);
     __syncwarp();
     int r = lane_id();
     if (r <= weight.gate.last)

@@ -68,7 +68,7 @@ def test_matmul_id(rng, call, device, assert_same_bits, qtype, has_index):
     expected[first[2] : first[3]], expected[first[34] : first[35]] = np.nan, np.nan
     call(
         f"many_tokens.matmul_id_{qtype.name.lower()}", structs.MATMUL_ID, tiles=types, weights=addresses,
-        row_sizes=np.full(40, qtype.row_size(n), np.int64), n_out=n_out, n_in=n,
+        row_sizes=np.full(40, qtype.row_size(n), np.int64), n_expert=40, n_out=n_out, n_in=n,
         x=np.full(40, device.address(x), np.int64), x_stride=np.full(40, x.strides[0], np.int64),
         x_index=x_index if has_index else 0, out=out, used=used, n_used=np.array([36], np.int64), first=first,
         chunk_rows=0, n_threads=0, largest_rows=n_places,

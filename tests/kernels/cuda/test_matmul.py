@@ -119,6 +119,7 @@ def _matmul_id_arguments(device, qtype, types, weights, x, out):
         "tiles": types,
         "weights": _addresses(device, weights),
         "row_sizes": np.full(len(weights), row_size, np.int64),
+        "n_expert": len(weights),
         "n_out": n_out,
         "n_in": row_size // qtype.type_size * qtype.block_size,
         "x": _addresses(device, [x] * len(weights)),

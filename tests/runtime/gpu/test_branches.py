@@ -36,12 +36,23 @@ def test_waits_that_others_imply_are_left_out():
     assert needed_waits(launches) == [(), (0,), (1,), (1,), (2, 3), (4,)]
 
 
-def test_a_chain_stays_on_one_stream_and_begins_early():
-    device, queued = Streams(), []
+def queued(device, launches):
+    """(stream, early) of each launch."""
+    found = []
     branches = Branches(device, 0)
-    n_waits = len(device.waits)
-    # 2 and 3 work side by side; 5 writes what 3 has read.
-    launches = launches_after((), (0,), (1,), (1,), (2, 3), (3, 4), (5,))
-    branches.queue(launches, lambda stream, launch, early: queued.append((stream, early)))
-    assert queued == [(0, False), (0, True), (0, True), (1, False), (0, False), (0, True), (0, True)]
-    assert len(device.waits) - n_waits == 3 + 2 + 1  # all helpers at first, the two branches, the end
+    branches.queue(launches, lambda stream, launch, early: found.append((stream, early)))
+    return found
+
+
+def test_a_chain_stays_on_one_stream_and_begins_early():
+    # 2 and 3 could run side by side; 5 writes what 3 has read.
+    device, launches = Streams(), launches_after((), (0,), (1,), (1,), (2, 3), (3, 4), (5,))
+    assert queued(device, launches) == [(0, False), *[(0, True)] * 6]
+    assert len(device.waits) == 3  # the helpers for the beginning
+
+
+def test_branches_of_more_launches_run_side_by_side():
+    device, launches = Streams(), launches_after((), (0,), (0,), (1,), (2,), (3, 4), (5,))
+    expected = [(0, False), (0, True), (1, False), (0, True), (1, True), (0, False), (0, True)]
+    assert queued(device, launches) == expected
+    assert len(device.waits) == 3 + 2 + 1  # the fork, the meeting, the end
