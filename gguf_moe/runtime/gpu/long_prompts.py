@@ -25,6 +25,8 @@ PIECE_SIZE = 32 << 20
 """Bytes of a piece of the ring, at least."""
 SOME_NUMBERS = 1 << 16
 """Bytes for what a step has besides buffers."""
+AGEING = 0.97
+"""How the time that streaming takes is thought to shrink with each chunk that was too short for it."""
 FIRST_THRESHOLD = 128
 """Tokens from which experts are streamed until both ways were measured."""
 
@@ -66,8 +68,12 @@ class LongPrompts:
         if not self.program:
             return 0
         n = min(n_left, self.program.n_tokens)
-        is_worth_it = n >= self.threshold.n_tokens and n > self._least
-        return n if is_worth_it and n_outputs - (n_left - n) <= MOST_OUTPUTS else 0
+        if n <= self._least or n_outputs - (n_left - n) > MOST_OUTPUTS:
+            return 0
+        if n < self.threshold.n_tokens:
+            self.threshold.refused()
+            return 0
+        return n
 
     def program_for(self, n_tokens: int) -> PromptProgram | None:
         """The program, for a step that `n_tokens` has asked for."""
@@ -105,7 +111,11 @@ class Threshold:
 
     def streamed(self, seconds: float) -> None:
         """A chunk took so long; mostly the copies, however many tokens it had."""
-        self._streaming_s = seconds if not self._streaming_s else min(self._streaming_s, seconds)
+        self._streaming_s = seconds
+
+    def refused(self) -> None:
+        """A chunk was too short. What is known gets old: perhaps the file had to be read from a disk."""
+        self._streaming_s *= AGEING
 
     def computed(self, n_tokens: int, seconds: float) -> None:
         """A chunk of n_tokens took so long with the CPU's help."""

@@ -65,6 +65,9 @@ def test_the_threshold_is_measured():
     threshold.streamed(0.3)
     threshold.computed(100, 0.2)
     assert threshold.n_tokens == 150
+    for _ in range(100):
+        threshold.refused()
+    assert threshold.n_tokens < 10
     threshold.streamed(0.2)
     assert threshold.n_tokens == 100
 
