@@ -52,14 +52,20 @@ class LongPrompts:
         return prompt_kernels(self._make_graph(2, 1)) if self._nbytes else []
 
     def prepare(
-        self, device: Device, weights: DeviceWeights, slots: ExpertSlots, caches: dict[str, int]
+        self,
+        device: Device,
+        weights: DeviceWeights,
+        slots: ExpertSlots,
+        caches: dict[str, int],
+        spare: int,
     ) -> None:
-        """Make the program when the slots have their memory, if that is enough."""
-        nbytes = min(self._nbytes, slots.nbytes)
+        """Make the program when the slots have their memory, if that or what is to spare is enough."""
+        is_lent = spare < self._nbytes
+        nbytes = min(self._nbytes, slots.nbytes if is_lent else spare)
         if room := find_room(self._make_graph, self._layers, nbytes, self._n_ctx):
             graph = self._make_graph(room.n_tokens, MOST_OUTPUTS)
             try:
-                self.program = PromptProgram(device, graph, room, weights, slots, caches)
+                self.program = PromptProgram(device, graph, room, weights, slots, caches, is_lent)
             except OutOfMemoryError:
                 self.program = None  # prompts go the other way
 

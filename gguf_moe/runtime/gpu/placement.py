@@ -95,7 +95,9 @@ def allocate_slots(runner: GpuRunner, budget: GpuBudget) -> None:
         )
     while True:
         try:
-            runner.allocate_slots(slots_per_layer(left, runner.slots.sizes, runner.slots.n_expert))
+            slots = slots_per_layer(left, runner.slots.sizes, runner.slots.n_expert)
+            used = sum(n * size for n, size in zip(slots, runner.slots.sizes, strict=True))
+            runner.allocate_slots(slots, left - used)
             return
         except OutOfMemoryError:
             left = int(left * SMALLER)

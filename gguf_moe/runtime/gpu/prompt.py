@@ -16,7 +16,7 @@ from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.graph.task import Graph, Op, Rows, Task
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.lower import HOST_OPS, Launch, lower_alone
-from gguf_moe.runtime.gpu.memory import NOWHERE, DeviceWeights
+from gguf_moe.runtime.gpu.memory import NOWHERE, Area, DeviceWeights
 from gguf_moe.runtime.gpu.ring import Ring
 from gguf_moe.runtime.gpu.slots import ExpertSlots
 from gguf_moe.runtime.gpu.step import Embed, StepBuffers
@@ -56,7 +56,7 @@ class _Wave:
 class PromptProgram:
     """Steps of up to n_tokens tokens in which the GPU computes everything.
 
-    Its memory is the end of the slots': the experts there give way for the time of a prompt.
+    Its memory is its own or, if is_lent, the end of the slots': then the experts there give way meanwhile.
 
     A matrix of a layer's experts is one task in the graph. Here it is a launch for the experts that the
     device holds, and one for each wave of the others.
@@ -70,12 +70,13 @@ class PromptProgram:
         weights: DeviceWeights,
         slots: ExpertSlots,
         caches: dict[str, int],
+        is_lent: bool,
     ):
         self.n_tokens = room.n_tokens
         self._device = device
         self._slots = slots
-        self._room = room
-        area = slots.area(room.nbytes)
+        self._n_lent = room.nbytes if is_lent else 0
+        area = slots.area(room.nbytes) if is_lent else Area(device.allocate(room.nbytes), room.nbytes)
         self._buffers = StepBuffers(device, graph, room.n_tokens, weights, caches, area.allocate)
         self._ring = Ring(device, room.piece_size, room.n_pieces, area.allocate)
         memory = self._buffers.memory
@@ -100,7 +101,7 @@ class PromptProgram:
 
     def start(self, number: int, step: Step, embed: Embed, stream: Any) -> None:
         """Queue a whole step."""
-        self._slots.lend(self._room.nbytes)
+        self._slots.lend(self._n_lent)
         self._buffers.write(number, step, len(step.tokens) * self._n_expert_used, embed)
         waves = self._plan()
         self._ring.start(stream)

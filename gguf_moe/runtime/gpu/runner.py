@@ -176,10 +176,13 @@ class GpuRunner:
         """The CPU kernel that makes float32 of a row of the token embeddings."""
         return f"{self._embeddings.qtype.name.lower()}.dequantize"
 
-    def allocate_slots(self, slots_per_layer: Sequence[int]) -> None:
-        """Make room for so many experts of each layer that has some. Raises OutOfMemoryError."""
+    def allocate_slots(self, slots_per_layer: Sequence[int], spare: int = 0) -> None:
+        """Make room for so many experts of each layer that has some. Raises OutOfMemoryError.
+
+        spare: bytes that may be used besides.
+        """
         self.slots.allocate(slots_per_layer)
-        self._long.prepare(self._device, self._weights, self.slots, self._caches)
+        self._long.prepare(self._device, self._weights, self.slots, self._caches, spare)
 
     def start(self, library: KernelLibrary) -> None:
         """Put the programs together and make the threads; all kernels must have been prepared."""

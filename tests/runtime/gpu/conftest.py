@@ -64,6 +64,7 @@ def hybrid_context(library, make_device):
         n_ctx=48,
         kv_kind=Kind.F16,
         policy="decayed",
+        spare=0,
         fill=True,
         replay=None,
         prompt_bytes=0,
@@ -80,7 +81,7 @@ def hybrid_context(library, make_device):
         runner = context.prepare_gpu(device, n_threads, policy, prompt_bytes)
         # A step that compiled would look like one that stands still.
         device.prepare(runner.kernels, None)
-        runner.allocate_slots([slots] * n_layer)
+        runner.allocate_slots([slots] * n_layer, spare)
         with contextlib.closing(context):
             context.start_gpu(runner, library)
             if fill:

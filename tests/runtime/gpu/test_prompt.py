@@ -29,17 +29,17 @@ def run(context):
     return np.concatenate([context.extend(TOKENS[:11], 2).copy(), context.extend(TOKENS[11:], 1)])
 
 
-@pytest.mark.parametrize("slots", [2, 4, 6])
-def test_a_streamed_prompt_changes_no_bit(hybrid_context, moe_file, streams, assert_same_bits, slots):
+@pytest.mark.parametrize(("slots", "spare"), [(2, 0), (6, 1 << 20)])
+def test_a_streamed_prompt_changes_no_bit(hybrid_context, moe_file, streams, assert_same_bits, slots, spare):
     with hybrid_context(moe_file, slots, n_batch=4) as context:
         context.recorder = Recorder(2, range(2), 6, 3)
         expected = run(context)
         routing = context.recorder.routing({})
-    with hybrid_context(moe_file, slots, n_batch=4, prompt_bytes=1 << 26) as context:
+    with hybrid_context(moe_file, slots, n_batch=4, prompt_bytes=1 << 20, spare=spare) as context:
         context.recorder = Recorder(2, range(2), 6, 3)
         assert_same_bits(run(context), expected)
         np.testing.assert_array_equal(context.recorder.routing({}).ids, routing.ids)
-        assert context._runner._long.program.streamed_bytes
+        assert bool(context._runner._long.program.streamed_bytes) == (slots < 6 or not spare)
 
 
 def test_long_steps(hybrid_context, moe_file, streams):
