@@ -28,6 +28,7 @@ from gguf_moe.text.bpe import byte_level_alphabet
 Q4_0, Q5_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q5_1", "Q8_0"))
 F32_PARTS = ("ffn_gate_inp", "bias", "ssm_conv1d")
 """Tensors with one of these in their names are F32 in all files."""
+NVFP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>")
 MERGES = (
     "Ġ Ġ", "ĠĠ ĠĠ", "Ċ Ċ", "ĊĊ Ċ", "ĉ Ċ", "Ċ Ġ", "3 3", "33 3", "333 33", "' l", "'l l", "' m", "' t", "h e",
@@ -53,6 +54,8 @@ def write_tiny(name: str, path: Path, *, quantized: bool = False) -> Path:
     for key, value in keys.items():
         add_key(writer, f"{arch}.{key}", value)
     shapes = dict(_tensors(name, keys, n_vocab))
+    if tiny.has_scales:
+        shapes |= dict(_scales(shapes))
     head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
     for tensor, shape in shapes.items():
         data, qtype = _random(name, tensor, shape, tiny.output_gain if tensor == head else None), None
@@ -65,6 +68,14 @@ def write_tiny(name: str, path: Path, *, quantized: bool = False) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _scales(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a number for each matrix that may have one, or for each of its experts."""
+    for name, shape in shapes.items():
+        # llama.cpp reads that of the output matrix only if it is in NVFP4.
+        if name.startswith("blk.") and len(shape) > 1 and not any(part in name for part in F32_PARTS):
+            yield f"{name.removesuffix('weight')}scale", shape[:1] if len(shape) == 3 else (1,)
 
 
 def digest(path: Path) -> str:
@@ -216,7 +227,26 @@ def _quantized(
     qtype = Q8_0
     if "_exps" in name:
         qtype = expert_type or (Q5_1 if "down" in name else Q4_0)
+    if qtype == GGMLQuantizationType.NVFP4:
+        return _quantize_nvfp4(data), qtype
     return quantize(data, qtype), qtype
+
+
+def _quantize_nvfp4(data: np.ndarray) -> np.ndarray:
+    """Blocks of 64 weights: four bytes of scales (4 bits of exponent, 3 of mantissa), then the nibbles."""
+    groups = data.reshape(-1, 4, 16)
+    byte = np.arange(1, 0x7F)
+    exponent, mantissa = byte >> 3, byte & 7
+    scales = np.ldexp(np.where(exponent, 8.0, 0.0) + mantissa, np.maximum(exponent, 1) - 10)
+    largest = np.abs(groups).max(axis=2) / 6
+    chosen = np.searchsorted(scales, largest).clip(max=len(scales) - 1)
+    x = groups / scales[chosen][..., None]
+    number = np.abs(np.abs(x)[..., None] - NVFP4_VALUES).argmin(axis=-1).astype(np.uint8)
+    codes = (number | (x < 0).astype(np.uint8) << 3).reshape(-1, 4, 2, 8)
+    blocks = np.concatenate(
+        [byte[chosen].astype(np.uint8), (codes[:, :, 0] | codes[:, :, 1] << 4).reshape(-1, 32)], axis=1
+    )
+    return blocks.reshape(*data.shape[:-1], -1)
 
 
 def _add_vocabulary(writer: GGUFWriter, pre: str) -> int:

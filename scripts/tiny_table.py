@@ -36,6 +36,8 @@ class Tiny:
     output_gain: float = 2.5
     expert_type: GGMLQuantizationType | None = None
     """Of the experts in the quantized file; None: a mix of Q4_0 and Q5_1."""
+    has_scales: bool = False
+    """Whether each matrix, and each expert, has a scale."""
     arch: str = ""
     """Its architecture, where the file is a second form of one; else its own name says it."""
     form: str = ""
@@ -86,6 +88,15 @@ TINY: dict[str, Tiny] = {
         shared=64,
     ),
     "qwen3moe": Tiny("qwen2", {"expert_feed_forward_length": 32, **WIDE_HEADS}),
+    "qwen3moe-nvfp4": Tiny(
+        "qwen2",
+        {"expert_feed_forward_length": 64, **WIDE_HEADS},
+        ("output.weight",),
+        expert_type=GGMLQuantizationType.NVFP4,
+        has_scales=True,
+        arch="qwen3moe",
+        form="files in NVFP4, with scales of",
+    ),
     "olmoe": Tiny("olmo", {"attention.head_count_kv": 4}, ("output.weight",)),
     "phimoe": Tiny(
         "",

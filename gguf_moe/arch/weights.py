@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 
-from gguf_moe.arch.base import SHARED_EXPERT, Arch, Shape
+from gguf_moe.arch.base import SHARED_EXPERT, Arch, Shape, optional
 from gguf_moe.arch.hparams import HParams
+from gguf_moe.arch.scales import check_scale, is_scalable, names_with_scales, scales_of_matrices
 from gguf_moe.checkpoint import Checkpoint, ExpertTensors, Tensor, expert_tensors
 from gguf_moe.checkpoint.foreign import shown
 from gguf_moe.errors import GGUFError, UnsupportedModelError
@@ -19,8 +20,8 @@ from gguf_moe_kernels.quants import GGMLType
 
 _BLOCK = re.compile(r"blk\.(\d{1,4})\.")
 _BY_ROLE = re.compile(
-    r"attn_qkv\.(weight|bias)|ffn_gate_inp\.weight"
-    r"|ffn_(gate|up|down|gate_up)_exps\.weight|ffn_(gate|up|down)\.\d+\.weight"
+    r"attn_qkv\.(weight|bias|scale|input_scale)|ffn_gate_inp\.weight|ffn_gate_up_exps\.weight"
+    r"|ffn_(gate|up|down)_exps\.(weight|scale|input_scale)|ffn_(gate|up|down)\.\d+\.weight"
 )
 """Tensors of a block that are in no table, because they have several forms."""
 
@@ -87,6 +88,8 @@ class Weights:
 
     tensors: Mapping[str, Tensor]
     blk: tuple[Block, ...]
+    scales: Mapping[str, float]
+    """What a matrix's products are multiplied by, by the matrix's name in the file (NVFP4)."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -118,6 +121,7 @@ def load_weights(checkpoint: Checkpoint, arch: Arch, hparams: HParams) -> Weight
     weights = Weights(
         tensors=finder.find("", arch.tensors),
         blk=tuple(finder.block(il) for il in range(hparams.n_layer)),
+        scales=scales_of_matrices(checkpoint),
     )
     finder.check_all_are_known()
     require_kernels(checkpoint, finder.qtypes)
@@ -172,6 +176,7 @@ class _Finder:
         shapes = dict(arch.moe_tensors)
         if any(prefix + name in self.checkpoint.tensors for name in SHARED_EXPERT):
             shapes |= {name: shape for name, shape in SHARED_EXPERT.items() if name in shapes}
+        shapes |= {f"ffn_{role}_exps.scale": optional("n_expert") for role in ("gate", "up", "down")}
         return Block(tensors | self.find(prefix, shapes), experts)
 
     def experts(self, il: int, role: str, n_in: int, n_out: int) -> ExpertTensors:
@@ -212,7 +217,7 @@ class _Finder:
     def find(
         self, prefix: str, shapes: Mapping[str, Shape], hparams: HParams | None = None
     ) -> dict[str, Tensor]:
-        """The tensors of a table that are required or there, by name without the prefix.
+        """The tensors of a table that are required or there, by name without the prefix; also their scales.
 
         `hparams` are those of the layer, if it is one.
         """
@@ -221,6 +226,8 @@ class _Finder:
             if shape.required or prefix + name in self.checkpoint.tensors:
                 sizes = tuple(self.size(d, hparams or self.hparams) for d in shape.dimensions)
                 found[name] = self.checked(self.checkpoint.tensor(prefix + name, sizes))
+                if is_scalable(name, shape):
+                    check_scale(self.checkpoint, prefix + name)
         return found
 
     def size(self, dimension: str, hparams: HParams) -> int:
@@ -242,12 +249,13 @@ class _Finder:
     def check_all_are_known(self) -> None:
         """Raise UnsupportedModelError for a tensor that is in none of the tables."""
         arch = self.arch
-        in_blocks = {*arch.block_tensors, *arch.recurrent_tensors, *arch.moe_tensors, *arch.dense_tensors}
-        in_blocks |= {name for forms in arch.block_forms.values() for form in forms for name in form}
+        tables = [arch.block_tensors, arch.recurrent_tensors, arch.moe_tensors, arch.dense_tensors]
+        tables += [form for forms in arch.block_forms.values() for form in forms]
+        outer, in_blocks = names_with_scales(arch.tensors), set().union(*map(names_with_scales, tables))
         for name in self.checkpoint.tensors:
             block = _BLOCK.match(name)
             if block is None:
-                known = name in arch.tensors
+                known = name in outer
             else:
                 inner = name[block.end() :]
                 is_nextn = int(block[1]) >= self.hparams.n_layer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from gguf_moe.arch.base import Arch, RopeStyle
 from gguf_moe.arch.hparams import HParams
@@ -21,7 +21,8 @@ class Builder:
 
     `l_out` is the residual stream between the blocks, `ffn_inp` that between attention and feed-forward.
     With injects_routing the experts are not chosen by the router, but an input. With n_seq_max over 1 the KV
-    cache has n_ctx cells for each of so many sequences, and where a token lies is an input.
+    cache has n_ctx cells for each of so many sequences, and where a token lies is an input. `scales` are
+    those of Weights.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Builder:
         kv_kind: Kind,
         injects_routing: bool = False,
         n_seq_max: int = 1,
+        scales: Mapping[str, float],
     ):
         self.graph = Graph()
         self._cols: dict[str, int] = {}
@@ -43,6 +45,7 @@ class Builder:
         self.n_ctx = n_ctx
         self.kv_kind = kv_kind
         self.injects_routing = injects_routing
+        self.scales = scales
         self.n_seq_max = n_seq_max
         self.n_cells = n_ctx * n_seq_max
         self.cells: dict[str, Buffer] = (
@@ -122,7 +125,20 @@ class Builder:
         residual: Buffer | None = None,
         rows: Rows = Rows.TOKENS,
     ) -> None:
+        """out = weight . x, times the weight's scale if it has one (+ bias) (+ residual)."""
         inputs = {"x": x[ACTIVATION_FORMAT[weight.qtype]]}
+        if (factor := self.scales.get(weight.name)) is not None:
+            product = self.buffer(f"{out.name}_unscaled", out.cols) if residual else out
+            self.graph.add(
+                f"{name}_unscaled",
+                Op.MATMUL,
+                rows,
+                inputs=inputs,
+                outputs={"out": product},
+                weights={"weight": weight},
+            )
+            self.scale(name, product, out, factor, residual=residual, rows=rows)
+            return
         if residual:
             inputs["residual"] = residual
         weights = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}

@@ -44,6 +44,7 @@ def build_graph(
         kv_kind=kv_kind,
         injects_routing=injects_routing,
         n_seq_max=n_seq_max,
+        scales=weights.scales,
     )
     embed(builder, weights)
     for il, block in enumerate(weights.blk):

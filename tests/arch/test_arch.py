@@ -247,3 +247,27 @@ def test_layers_that_share_keys_need_one_of_each_kind_before_them(tiny_file, loa
         loaded(tiny_file("gemma4", {"attention.shared_kv_layers": n}))
     _, hparams, _ = loaded(tiny_file("mellum", {"attention.shared_kv_layers": n}))
     assert hparams.kv_layer(2) == 2
+
+
+def test_scales_belong_to_matrices(tiny_file, loaded):
+    _, _, weights = loaded(tiny_file("qwen3moe-nvfp4", tensors={"blk.0.attn_k.scale": np.float32([0.5])}))
+    assert weights.scales["blk.0.attn_k.weight"] == 0.5
+    assert "blk.0.ffn_down_exps.scale" not in weights.scales
+    assert weights.blk[0]["ffn_down_exps.scale"].shape == (8,)
+    _, _, weights = loaded(tiny_file("qwen3moe", tensors={"blk.0.attn_k.input_scale": np.ones(1)}))
+    assert not weights.scales
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "scale", "message"),
+    [
+        ("qwen3moe", "blk.0.attn_k.scale", np.ones(2), r"attn_k\.scale' has the shape \[2\]"),
+        ("qwen3moe", "blk.0.attn_norm.scale", np.ones(1), r"attn_norm\.scale' is not known"),
+        ("qwen3moe", "blk.0.ffn_gate_inp.scale", np.ones(64), r"ffn_gate_inp\.scale' is not known"),
+        ("qwen3moe", "token_embd.scale", np.ones(1), r"token_embd\.scale' is not known"),
+        ("qwen2moe", "blk.0.attn_k.scale", np.ones(1), "has a scale and a bias"),
+    ],
+)
+def test_other_scales_are_refused(tiny_file, loaded, arch, name, scale, message):
+    with pytest.raises((GGUFError, UnsupportedModelError), match=message):
+        loaded(tiny_file(arch, tensors={name: scale}))
