@@ -20,14 +20,14 @@ from gguf_moe_kernels.cpu.block import (
     store_scales,
 )
 from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, negative_where, odd, times
+from gguf_moe_kernels.cpu.codebook_tables import HAS_TABLES, make_weights, pairs_of_bits, widened
 from gguf_moe_kernels.cpu.memory import load_i64, load_u8
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
+from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
 LAYOUT = Layout(block_size=256, type_size=82, group=16, is_signed=True)
 EIGHTH = np.float32(0.125)
-entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_S])
 
 
 @njit
@@ -39,21 +39,33 @@ def unpack_header(places, apart, header):
         store_scales(header, 2 * half + 1, as_bytes(odd(bytes_of_nibbles(scales >> 16))))
 
 
-@njit
-def quants(w, k):
-    """Weights 64k .. 64k + 63 as signed bytes."""
-    a, b, c = w + 2 + 8 * k, load_u8(w, 66 + 2 * k), load_u8(w, 67 + 2 * k)
-    entries = entry_of(
-        load_u8(a, 0) | b << 8 & 0x300,
-        load_u8(a, 1) | b << 6 & 0x300,
-        load_u8(a, 2) | b << 4 & 0x300,
-        load_u8(a, 3) | b << 2 & 0x300,
-        load_u8(a, 4) | c << 8 & 0x300,
-        load_u8(a, 5) | c << 6 & 0x300,
-        load_u8(a, 6) | c << 4 & 0x300,
-        load_u8(a, 7) | c << 2 & 0x300,
-    )
-    return negative_where(entries, load_i64(w, 34 + 8 * k))
+if HAS_TABLES:
+    weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_S])
+
+    @njit
+    def quants(w, k):
+        """Weights 64k .. 64k + 63 as signed bytes."""
+        indices = widened(load_i8x32(w, 2)) | pairs_of_bits(load_i64(w, 66))
+        return negative_where(weights_of(indices, k), load_i64(w, 34 + 8 * k))
+
+else:
+    entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_S])
+
+    @njit
+    def quants(w, k):
+        """Weights 64k .. 64k + 63 as signed bytes."""
+        a, b, c = w + 2 + 8 * k, load_u8(w, 66 + 2 * k), load_u8(w, 67 + 2 * k)
+        entries = entry_of(
+            load_u8(a, 0) | b << 8 & 0x300,
+            load_u8(a, 1) | b << 6 & 0x300,
+            load_u8(a, 2) | b << 4 & 0x300,
+            load_u8(a, 3) | b << 2 & 0x300,
+            load_u8(a, 4) | c << 8 & 0x300,
+            load_u8(a, 5) | c << 6 & 0x300,
+            load_u8(a, 6) | c << 4 & 0x300,
+            load_u8(a, 7) | c << 2 & 0x300,
+        )
+        return negative_where(entries, load_i64(w, 34 + 8 * k))
 
 
 tile = make_tile(quants, unpack_header, LAYOUT)

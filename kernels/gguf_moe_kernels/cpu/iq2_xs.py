@@ -26,14 +26,20 @@ from gguf_moe_kernels.cpu.codebook import (
     odd,
     times,
 )
+from gguf_moe_kernels.cpu.codebook_tables import (
+    HAS_TABLES,
+    eight_bytes,
+    even_signs_of_bytes,
+    low_bytes,
+    make_weights,
+)
 from gguf_moe_kernels.cpu.memory import load_i64
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
+from gguf_moe_kernels.cpu.vector import as_bytes, load_i16x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
 LAYOUT = Layout(block_size=256, type_size=74, group=16, is_signed=True)
 EIGHTH = np.float32(0.125)
-entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_XS])
 
 
 @njit
@@ -45,21 +51,33 @@ def unpack_header(places, apart, header):
         store_scales(header, 2 * half + 1, as_bytes(odd(bytes_of_nibbles(scales >> 16))))
 
 
-@njit
-def signs_of(four):
-    """The four 7-bit fields above the indices, close together."""
-    return four >> 9 & 0x7F | four >> 18 & 0x3F80 | four >> 27 & 0x1FC000 | four >> 36 & 0xFE00000
+if HAS_TABLES:
+    weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_XS])
 
+    @njit
+    def quants(w, k):
+        """Weights 64k .. 64k + 63 as signed bytes."""
+        words = load_i16x32(w, 2)
+        signs = even_signs_of_bytes(low_bytes(words >> 9))
+        return negative_where(weights_of(words & 511, k), eight_bytes(signs, k))
 
-@njit
-def quants(w, k):
-    """Weights 64k .. 64k + 63 as signed bytes."""
-    a, b = load_i64(w, 2 + 16 * k), load_i64(w, 10 + 16 * k)
-    entries = entry_of(
-        a & 511, a >> 16 & 511, a >> 32 & 511, a >> 48 & 511,
-        b & 511, b >> 16 & 511, b >> 32 & 511, b >> 48 & 511,
-    )  # fmt: skip
-    return negative_where(entries, even_signs(signs_of(a), signs_of(b)))
+else:
+    entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_XS])
+
+    @njit
+    def signs_of(four):
+        """The four 7-bit fields above the indices, close together."""
+        return four >> 9 & 0x7F | four >> 18 & 0x3F80 | four >> 27 & 0x1FC000 | four >> 36 & 0xFE00000
+
+    @njit
+    def quants(w, k):
+        """Weights 64k .. 64k + 63 as signed bytes."""
+        a, b = load_i64(w, 2 + 16 * k), load_i64(w, 10 + 16 * k)
+        entries = entry_of(
+            a & 511, a >> 16 & 511, a >> 32 & 511, a >> 48 & 511,
+            b & 511, b >> 16 & 511, b >> 32 & 511, b >> 48 & 511,
+        )  # fmt: skip
+        return negative_where(entries, even_signs(signs_of(a), signs_of(b)))
 
 
 tile = make_tile(quants, unpack_header, LAYOUT)

@@ -12,15 +12,22 @@ from numba import njit
 from gguf_moe_kernels.codebooks import CODEBOOKS
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
 from gguf_moe_kernels.cpu.codebook import even_signs, make_codebook, negative_where, odd, times
+from gguf_moe_kernels.cpu.codebook_tables import (
+    HAS_TABLES,
+    eight_bytes,
+    even_fours,
+    make_fields,
+    make_weights,
+    widened,
+)
 from gguf_moe_kernels.cpu.lanes import column_1, column_3, gather_columns
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
+from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x64, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
 LAYOUT = Layout(block_size=256, type_size=66, is_signed=True)
 EIGHTH = np.float32(0.125)
-entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_XXS])
 
 
 @njit
@@ -34,16 +41,30 @@ def unpack_header(places, apart, header):
         store_scales(header, c, as_bytes(odd(scales)))
 
 
-@njit
-def quants(w, k):
-    """The weights of groups 2k and 2k + 1 as signed bytes."""
-    a = w + 2 + 16 * k
-    b = a + 8
-    entries = entry_of(
-        load_u8(a, 0), load_u8(a, 1), load_u8(a, 2), load_u8(a, 3),
-        load_u8(b, 0), load_u8(b, 1), load_u8(b, 2), load_u8(b, 3),
-    )  # fmt: skip
-    return negative_where(entries, even_signs(load_u32(a, 4), load_u32(b, 4)))
+if HAS_TABLES:
+    weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_XXS])
+    signs_of = make_fields(32)
+
+    @njit
+    def quants(w, k):
+        """The weights of groups 2k and 2k + 1 as signed bytes."""
+        words = load_i8x64(w, 2)
+        weights = weights_of(widened(even_fours(words)), k)
+        return negative_where(weights, eight_bytes(signs_of(words), k))
+
+else:
+    entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_XXS])
+
+    @njit
+    def quants(w, k):
+        """The weights of groups 2k and 2k + 1 as signed bytes."""
+        a = w + 2 + 16 * k
+        b = a + 8
+        entries = entry_of(
+            load_u8(a, 0), load_u8(a, 1), load_u8(a, 2), load_u8(a, 3),
+            load_u8(b, 0), load_u8(b, 1), load_u8(b, 2), load_u8(b, 3),
+        )  # fmt: skip
+        return negative_where(entries, even_signs(load_u32(a, 4), load_u32(b, 4)))
 
 
 tile = make_tile(quants, unpack_header, LAYOUT)

@@ -18,13 +18,13 @@ from gguf_moe_kernels.cpu.block import (
     store_scales,
 )
 from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, negative_where, odd
-from gguf_moe_kernels.cpu.memory import load_i64, load_u8
+from gguf_moe_kernels.cpu.codebook_tables import HAS_TABLES, make_weights, ninth_bits, widened
+from gguf_moe_kernels.cpu.memory import load_i64, load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import as_bytes, join, low_f16
+from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
 LAYOUT = Layout(block_size=256, type_size=110, offset=15)
-entry_of = make_codebook(CODEBOOKS[GGMLType.IQ3_S])
 
 
 @njit
@@ -35,27 +35,39 @@ def unpack_header(places, apart, header):
     store_scales(header, 1, as_bytes(odd(bytes_of_nibbles(scales >> 16))))
 
 
-@njit
-def entries_of(a, high):
-    """The entries that the 8 bytes at a choose, with the bits of `high` above them."""
-    return entry_of(
-        load_u8(a, 0) | high << 8 & 256,
-        load_u8(a, 1) | high << 7 & 256,
-        load_u8(a, 2) | high << 6 & 256,
-        load_u8(a, 3) | high << 5 & 256,
-        load_u8(a, 4) | high << 4 & 256,
-        load_u8(a, 5) | high << 3 & 256,
-        load_u8(a, 6) | high << 2 & 256,
-        load_u8(a, 7) | high << 1 & 256,
-    )
+if HAS_TABLES:
+    weights_of = make_weights(CODEBOOKS[GGMLType.IQ3_S])
 
+    @njit
+    def quants(w, k):
+        """The weights of groups 2k and 2k + 1 as bytes 0..30."""
+        half = k // 2
+        indices = widened(load_i8x32(w, 2 + 32 * half)) | ninth_bits(load_u32(w, 66 + 4 * half))
+        return negative_where(weights_of(indices, k % 2), load_i64(w, 74 + 8 * k)) + 15
 
-@njit
-def quants(w, k):
-    """The weights of groups 2k and 2k + 1 as bytes 0..30."""
-    a = w + 2 + 16 * k
-    low, high = entries_of(a, load_u8(w, 66 + 2 * k)), entries_of(a + 8, load_u8(w, 67 + 2 * k))
-    return negative_where(join(low, high), load_i64(w, 74 + 8 * k)) + 15
+else:
+    entry_of = make_codebook(CODEBOOKS[GGMLType.IQ3_S])
+
+    @njit
+    def entries_of(a, high):
+        """The entries that the 8 bytes at a choose, with the bits of `high` above them."""
+        return entry_of(
+            load_u8(a, 0) | high << 8 & 256,
+            load_u8(a, 1) | high << 7 & 256,
+            load_u8(a, 2) | high << 6 & 256,
+            load_u8(a, 3) | high << 5 & 256,
+            load_u8(a, 4) | high << 4 & 256,
+            load_u8(a, 5) | high << 3 & 256,
+            load_u8(a, 6) | high << 2 & 256,
+            load_u8(a, 7) | high << 1 & 256,
+        )
+
+    @njit
+    def quants(w, k):
+        """The weights of groups 2k and 2k + 1 as bytes 0..30."""
+        a = w + 2 + 16 * k
+        low, high = entries_of(a, load_u8(w, 66 + 2 * k)), entries_of(a + 8, load_u8(w, 67 + 2 * k))
+        return negative_where(join(low, high), load_i64(w, 74 + 8 * k)) + 15
 
 
 tile = make_tile(quants, unpack_header, LAYOUT)

@@ -12,15 +12,22 @@ from numba import njit
 from gguf_moe_kernels.codebooks import CODEBOOKS
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
 from gguf_moe_kernels.cpu.codebook import even_signs, make_codebook, negative_where, odd, times
+from gguf_moe_kernels.cpu.codebook_tables import (
+    HAS_TABLES,
+    eight_bytes,
+    in_eights,
+    make_fields,
+    make_weights,
+    widened,
+)
 from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, gather_columns
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import as_bytes, join, low_f16
+from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
 LAYOUT = Layout(block_size=256, type_size=98, is_signed=True)
 QUARTER = np.float32(0.25)
-entry_of = make_codebook(CODEBOOKS[GGMLType.IQ3_XXS])
 
 
 @njit
@@ -34,21 +41,33 @@ def unpack_header(places, apart, header):
         store_scales(header, c, as_bytes(odd(scales)))
 
 
-@njit
-def entries_of(a):
-    """The entries that the 8 bytes at a choose."""
-    return entry_of(
-        load_u8(a, 0), load_u8(a, 1), load_u8(a, 2), load_u8(a, 3),
-        load_u8(a, 4), load_u8(a, 5), load_u8(a, 6), load_u8(a, 7),
-    )  # fmt: skip
+if HAS_TABLES:
+    weights_of = make_weights(CODEBOOKS[GGMLType.IQ3_XXS])
+    signs_of = make_fields(0)
 
+    @njit
+    def quants(w, k):
+        """The weights of groups 2k and 2k + 1 as signed bytes."""
+        weights = weights_of(widened(load_i8x32(w, 2 + k // 2 * 32)), k % 2)
+        return negative_where(weights, eight_bytes(signs_of(in_eights(load_i8x32(w, 66))), k))
 
-@njit
-def quants(w, k):
-    """The weights of groups 2k and 2k + 1 as signed bytes."""
-    a = w + 2 + 16 * k
-    entries = join(entries_of(a), entries_of(a + 8))
-    return negative_where(entries, even_signs(load_u32(w, 66 + 8 * k), load_u32(w, 70 + 8 * k)))
+else:
+    entry_of = make_codebook(CODEBOOKS[GGMLType.IQ3_XXS])
+
+    @njit
+    def entries_of(a):
+        """The entries that the 8 bytes at a choose."""
+        return entry_of(
+            load_u8(a, 0), load_u8(a, 1), load_u8(a, 2), load_u8(a, 3),
+            load_u8(a, 4), load_u8(a, 5), load_u8(a, 6), load_u8(a, 7),
+        )  # fmt: skip
+
+    @njit
+    def quants(w, k):
+        """The weights of groups 2k and 2k + 1 as signed bytes."""
+        a = w + 2 + 16 * k
+        entries = join(entries_of(a), entries_of(a + 8))
+        return negative_where(entries, even_signs(load_u32(w, 66 + 8 * k), load_u32(w, 70 + 8 * k)))
 
 
 tile = make_tile(quants, unpack_header, LAYOUT)
