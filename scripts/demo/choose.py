@@ -10,7 +10,7 @@ from demo.prompts import KINDS, Prompt
 MIN_LOGP = -1.75  # mean per token; what SmolLM2 itself finds unlikely is mostly nonsense
 N_WORDS = range(2, 19)
 N_REPEATED = 4  # so many words in a row stand only once in a text
-STORY_WORDS, DIALOGUE_WORDS = range(88, 231), range(25, 231)
+STORY_WORDS, DIALOGUE_WORDS = range(88, 281), range(25, 231)
 SENTENCE_END = re.compile(r"[.!?]\"?$")
 WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 QUOTATION = re.compile(r"\"[^\"]*\"?")
@@ -128,17 +128,22 @@ def choose(prompt: Prompt, gaps: list[str], logp: list[float], simple: frozenset
     judge = Judge(prompt, simple)
     text, n_cut = prompt.parts[0], 0
     is_dialogue = text.startswith(f"{judge.hero}:")
+    goes_on = True  # a gap ends with its first bad sentence
     for sentence, p, part in zip(gaps, logp, prompt.parts[1:], strict=True):
         is_free = SENTENCE_END.search(text) is not None and text.count('"') % 2 == 0
-        if judge.is_good(sentence, text, p, is_free):
+        if goes_on and judge.is_good(sentence, text, p, is_free):
             text += sentence
-        elif not is_free:
+        elif goes_on and not is_free:
             cut = without_last_start(text)
             n_cut += 1
             if cut is None or n_cut > 1 or is_dialogue:
                 return None
             text = cut
+            goes_on = False
+        else:
+            goes_on = False
         text += part
+        goes_on |= part != ""
     return text if len(text.split()) in (DIALOGUE_WORDS if is_dialogue else STORY_WORDS) else None
 
 

@@ -20,7 +20,7 @@ from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.text.tokenizer import Tokenizer, build_tokenizer
 
 TEMPERATURE, MIN_P = 0.7, 0.1
-N_CTX = 320
+N_CTX = 576
 CHUNK = 1024  # prompts of one seed
 N_AHEAD = 48  # chunks of prompts that are made ahead
 N_SIMPLE = 1000  # words that SmolLM2 may use; the outlines' words come on top
