@@ -10,7 +10,8 @@ from demo.prompts import KINDS, Prompt
 MIN_LOGP = -1.75  # mean per token; what SmolLM2 itself finds unlikely is mostly nonsense
 N_WORDS = range(2, 19)
 N_REPEATED = 4  # so many words in a row stand only once in a text
-STORY_WORDS, DIALOGUE_WORDS = range(88, 281), range(25, 231)
+MAX_CUTS = 3  # half sentences that go, as no good end was found
+STORY_WORDS, DIALOGUE_WORDS = range(84, 281), range(25, 231)
 SENTENCE_END = re.compile(r"[.!?]\"?$")
 WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 QUOTATION = re.compile(r"\"[^\"]*\"?")
@@ -70,9 +71,10 @@ class Judge:
         self.simple = simple
         self.hero = prompt.names[0]
         self.names = {name.lower() for name in prompt.names}
+        self.is_dialogue = prompt.parts[0].startswith(f"{self.hero}:")
         self.topic = topic_of(given) - self.names
         others = [group for group in (*PRONOUNS, *({kind} for kind in KINDS)) if group.isdisjoint(given)]
-        self.foreign = frozenset().union(*others)
+        self.foreign = frozenset() if self.is_dialogue else frozenset().union(*others)
 
     def is_good(self, sentence: str, before: str, logp: float, is_free: bool) -> bool:
         """Whether SmolLM2's `sentence` may follow `before`; a free one stands between whole sentences."""
@@ -88,13 +90,15 @@ class Judge:
             or not self._are_known(sentence, words, before)
         ):
             return False
-        if is_free:
+        if is_free and not self.is_dialogue:
             told = words_of(QUOTATION.sub(" ", sentence))
             if not told or not NOT_TOLD.isdisjoint(told):
                 return False
         # The first sentence tells who the hero is, in words that need not come back.
         is_first = not re.search(r"[.!?]\"?\s", before)
-        return (is_first or self._is_on_topic(words, is_free)) and self._is_new(words, words_of(before))
+        said = words_of(before)
+        is_strict = is_free and not self.is_dialogue
+        return (is_first or self._is_on_topic(words, said, is_strict)) and self._is_new(words, said)
 
     def _are_known(self, sentence: str, words: list[str], before: str) -> bool:
         """No new names, and only words that many texts have."""
@@ -104,11 +108,11 @@ class Judge:
             word.lower().removesuffix("'s") in names or word.startswith("I'") for word in capital
         )
 
-    def _is_on_topic(self, words: list[str], is_free: bool) -> bool:
-        """Mostly words that have to do with the outline."""
+    def _is_on_topic(self, words: list[str], said: list[str], is_strict: bool) -> bool:
+        """Mostly words that have to do with the outline, or with what was said."""
         topic = topic_of(words) - self.names
-        n_known = len(topic & self.topic)
-        return len(topic) - n_known <= n_known + (0 if is_free else 2)
+        n_known = len(topic & (self.topic | topic_of(said)))
+        return len(topic) - n_known <= n_known + (0 if is_strict else 2)
 
     def _is_new(self, words: list[str], before: list[str]) -> bool:
         """Says no four words again, and does not stutter."""
@@ -127,7 +131,6 @@ def choose(prompt: Prompt, gaps: list[str], logp: list[float], simple: frozenset
         return None
     judge = Judge(prompt, simple)
     text, n_cut = prompt.parts[0], 0
-    is_dialogue = text.startswith(f"{judge.hero}:")
     goes_on = True  # a gap ends with its first bad sentence
     for sentence, p, part in zip(gaps, logp, prompt.parts[1:], strict=True):
         is_free = SENTENCE_END.search(text) is not None and text.count('"') % 2 == 0
@@ -136,7 +139,7 @@ def choose(prompt: Prompt, gaps: list[str], logp: list[float], simple: frozenset
         elif goes_on and not is_free:
             cut = without_last_start(text)
             n_cut += 1
-            if cut is None or n_cut > 1 or is_dialogue:
+            if cut is None or n_cut > MAX_CUTS or judge.is_dialogue:
                 return None
             text = cut
             goes_on = False
@@ -144,7 +147,7 @@ def choose(prompt: Prompt, gaps: list[str], logp: list[float], simple: frozenset
             goes_on = False
         text += part
         goes_on |= part != ""
-    return text if len(text.split()) in (DIALOGUE_WORDS if is_dialogue else STORY_WORDS) else None
+    return text if len(text.split()) in (DIALOGUE_WORDS if judge.is_dialogue else STORY_WORDS) else None
 
 
 def without_last_start(text: str) -> str | None:

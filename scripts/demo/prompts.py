@@ -112,7 +112,7 @@ QUESTIONS = (
     "Tell me a simple story about {H} the {who}.",
 )
 N_SENTENCES = 3  # that SmolLM2 writes into a gap
-GAP_SHARE = 0.6  # of the gaps after whole sentences, so that lengths differ
+GAP_SHARE = 0.8  # of the gaps after whole sentences, so that lengths differ
 KIND_SHARE = 0.2  # of the sentences that begin with "The rabbit", not with its name
 DIALOGUE_SHARE = 0.08
 CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")

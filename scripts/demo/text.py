@@ -23,7 +23,7 @@ TEMPERATURE, MIN_P = 0.7, 0.1
 N_CTX = 576
 CHUNK = 1024  # prompts of one seed
 N_AHEAD = 48  # chunks of prompts that are made ahead
-N_SIMPLE = 1000  # words that SmolLM2 may use; the outlines' words come on top
+N_SIMPLE = 2500  # words that SmolLM2 may use; the outlines' words come on top
 HELD_OUT_BYTES = 200_000
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # its own template's
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
@@ -104,9 +104,12 @@ def sample(smollm2: Path, folder: Path, device: str, seconds: float, batch: int,
 
 
 def gap_words(lines: list[str]) -> Counter[str]:
-    """In how many texts SmolLM2 wrote each word in small letters, so that names do not count."""
+    """In how many texts SmolLM2 wrote each word in small letters, so that names do not count; I'm is none."""
     return Counter(
-        w for line in lines for w in set(WORD.findall(" ".join(json.loads(line)[1]))) if w.islower()
+        w.lower()
+        for line in lines
+        for w in set(WORD.findall(" ".join(json.loads(line)[1])))
+        if w.islower() or w.startswith("I'")
     )
 
 
