@@ -30,7 +30,7 @@ def main() -> None:
     p.add_argument("--device", default="cuda", help="cuda (the default) or cpu")
     p.add_argument("--seconds", type=float, default=240, help="of sampling, or at most of training (240)")
     p.add_argument("--batch", type=int, default=4096, help="texts sampled at once (4096)")
-    p.add_argument("--tokens", type=float, default=700e6, help="to train on, with repetitions (700e6)")
+    p.add_argument("--tokens", type=float, default=270e6, help="to train on, with repetitions (270e6)")
     args = p.parse_args()
     if args.stage == "sample" and args.smollm2 is None:
         raise SystemExit("sample needs SMOLLM2, the file of the model that writes the text")

@@ -24,7 +24,11 @@ OUTLINE = [
 ]
 GOOD = [" He had a ball.", 'I cannot find my ball."', " Tom was happy."]
 PROMPT = Prompt("Write a short story about a shy cat named Tom.", OUTLINE, ("Tom", "Lily"))
-SIMPLE = frozenset(words_of(" ".join([*OUTLINE, *GOOD, "happy my cannot dog you she an umbrella"])))
+SIMPLE = frozenset(
+    words_of(
+        " ".join([*OUTLINE, *GOOD, "happy my cannot dog you she have like an umbrella piano in then too"])
+    )
+)
 
 
 def chosen(*gaps: str, logp: float = -1.0) -> str | None:
@@ -61,10 +65,33 @@ def test_what_smollm2_finds_unlikely_is_left_out() -> None:
 
 
 def test_what_has_nothing_to_do_with_the_outline_is_left_out_but_for_the_first_sentence() -> None:
-    text = chosen(" He had an umbrella.", GOOD[1], " Tom had an umbrella.")
+    text = chosen(" He had an umbrella.", GOOD[1], " Tom had a piano.")
     assert text is not None
     assert " He had an umbrella." in text
-    assert " Tom had an umbrella." not in text
+    assert " Tom had a piano." not in text
+
+
+def test_what_was_said_belongs_to_the_topic() -> None:
+    text = chosen(" He had an umbrella.", GOOD[1], " Tom had an umbrella.")
+    assert text is not None
+    assert text.endswith(" Tom had an umbrella.")
+
+
+def test_a_gap_ends_with_its_first_bad_sentence() -> None:
+    prompt = PROMPT._replace(parts=[OUTLINE[0], "", "", *OUTLINE[1:]])
+    gaps = [GOOD[0], " Peter had a ball.", " The ball was red.", *GOOD[1:]]
+    text = choose(prompt, gaps, [-1.0] * len(gaps), SIMPLE)
+    assert text is not None
+    assert text.startswith(OUTLINE[0] + GOOD[0] + OUTLINE[1])
+
+
+def test_in_a_dialogue_speakers_say_i_and_you() -> None:
+    parts = ["Tom: What do you have in the garden, Lily?\nLily:", "", "\nTom: I like it so much.\nLily:", ""]
+    prompt = Prompt("Write a short dialogue between Tom and Lily.", parts, ("Tom", "Lily"))
+    gaps = [" I have a dog in the garden.", " You cannot find my dog.", " Then you like my dog, too."]
+    text = choose(prompt, gaps, [-1.0] * 3, SIMPLE)
+    assert text is not None
+    assert all(gap in text for gap in gaps)
 
 
 def test_half_a_sentence_goes_with_its_bad_end() -> None:
@@ -87,3 +114,9 @@ def test_prompts_are_whole_and_the_same_for_a_seed() -> None:
         assert not re.search(r"[{}|()_]|  |\b[Aa] [aeio]", text), text
         assert not re.search(r"[.!?] [a-z]", text), text
         assert prompt.names[0] in prompt.question
+
+
+def test_an_opening_leads_to_plots_of_its_own() -> None:
+    bakers = [p for p in make_prompts(3000, 1) if re.search(r"\bbaker named|the baker\b", p.question)]
+    assert bakers
+    assert all(re.search(r"bak|cake|bread", "".join(p.parts)) for p in bakers)

@@ -14,12 +14,13 @@ from model_file import Tensor, write_tensors
 from demo.mixture import Sizes
 
 DESCRIPTION = (
-    "A small mixture of experts that writes simple stories for children. "
+    "A small mixture of experts that writes simple stories and dialogues for children. "
     "It shows gguf-moe at work; it knows nothing."
 )
 SOURCE = (
-    "Trained from scratch on stories along outlines of this project, in which SmolLM2-135M-Instruct "
-    "(HuggingFaceTB, Apache-2.0) wrote sentences; see docs/demo-model.md and scripts/train_demo.py."
+    "Trained from scratch on stories and dialogues along outlines of this project, in which "
+    "SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0) wrote sentences; "
+    "see docs/demo-model.md and scripts/train_demo.py."
 )
 SMOLLM2_URL = "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -32,7 +33,7 @@ def add_metadata(writer: GGUFWriter, sizes: Sizes) -> None:
     writer.add_languages(["en"])
     writer.add_tags(["text-generation", "mixture-of-experts", "stories"])
     writer.add_dataset_count(1)
-    writer.add_dataset_name(0, "Stories with sentences by SmolLM2")
+    writer.add_dataset_name(0, "Stories and dialogues with sentences by SmolLM2")
     writer.add_dataset_description(0, SOURCE)
     writer.add_dataset_url(0, SMOLLM2_URL)
     writer.add_file_type(LlamaFileType.ALL_F32)

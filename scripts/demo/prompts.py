@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 
 class Prompt(NamedTuple):
-    """`question` is the user's turn. `parts` are the given pieces of the text; between them is a sentence of SmolLM2.
+    """`question` is the user's turn. Between the given `parts` of the text SmolLM2 writes one sentence each.
 
-    An empty piece stands between two sentences of one gap.
+    An empty part stands between two sentences of the same gap.
     """
 
     question: str
@@ -39,8 +39,8 @@ BOYS = (
     "Ben Finn Hugo Jack Leo Max Milo Oscar Owen Sam Theo Tim Toby Tom Fred George Henry John Mark Nick "
     "Oliver Paul Peter Will Jim Bob Dan Luke Noah Jake Adam Eric Ray Ted"
 ).split()
-WOMEN = ("girl", "girl", "girl", "woman", "princess", "queen", "witch", "fairy", "old woman")
-MEN = ("boy", "boy", "boy", "man", "prince", "king", "wizard", "old man", "fisherman", "postman", "knight")
+WOMEN = ("girl", "woman", "princess", "queen", "witch", "fairy", "old woman")
+MEN = ("boy", "man", "prince", "king", "wizard", "old man", "fisherman", "postman", "knight")
 TRADES = (
     "baker cook farmer gardener merchant painter sailor shepherd shoemaker tailor "
     "waiter woodcutter giant snowman scarecrow"
