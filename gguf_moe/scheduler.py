@@ -173,8 +173,9 @@ class Scheduler:
                 continue
             assert job.sequence
             rest = job.prompt[len(job.sequence.tokens) :]
-            parts[job] = Part(job.sequence, rest[:room], int(len(rest) <= room))
-            room -= min(room, len(rest))
+            n, keeps_states = job.sequence.next_piece(len(rest), room)
+            parts[job] = Part(job.sequence, rest[:n], int(n == len(rest)), keeps_states)
+            room -= n
         return parts
 
     def _take(self, job: Job, sequence: CachedSequence, logits: np.ndarray) -> None:

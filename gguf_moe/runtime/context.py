@@ -141,7 +141,7 @@ class Context:
         """Append tokens to the first sequence, chunk by chunk; the logits of the last n_outputs of them.
 
         Returns float32 [n_outputs, n_vocab]. If it is interrupted, the cache holds the chunks that were
-        finished; of a model with recurrent layers it holds nothing then. Raises ContextFullError.
+        finished; with recurrent layers it goes back to kept states or to nothing. Raises ContextFullError.
         """
         self._check_room(self.sequences[0], len(tokens))
         n = len(tokens)
@@ -149,12 +149,15 @@ class Context:
         assert self._runner is not None, "start() comes first"
         end = 0
         while end < n:
-            size = self._runner.long_step(n - end, n_outputs) or self.n_batch
+            most = self._runner.long_step(n - end, n_outputs) or self.n_batch
+            size, keeps_states = self.sequences[0].next_piece(n - end, most)
             chunk = tokens[end : end + size]
             end += len(chunk)
             wanted = min(len(chunk), max(0, end - (n - n_outputs)))
             first = end - wanted - (n - n_outputs)
-            logits[first : first + wanted] = self._run([Part(self.sequences[0], chunk, wanted)])[0]
+            logits[first : first + wanted] = self._run(
+                [Part(self.sequences[0], chunk, wanted, keeps_states)]
+            )[0]
             if progress:
                 progress(end, n)
         return logits
@@ -163,40 +166,59 @@ class Context:
         """Append tokens to different sequences in one step of n_batch tokens at most.
 
         Returns the wanted logits of each part, float32 [n_outputs, n_vocab], until the next step. If it is
-        interrupted, no sequence has become longer; with recurrent layers they are empty then. Raises
-        ContextFullError.
+        interrupted, no sequence has become longer; with recurrent layers they go back to kept states or to
+        nothing. Raises ContextFullError.
         """
         n_tokens = sum(len(part.tokens) for part in parts)
         assert n_tokens <= self.n_batch, f"a step of {n_tokens} tokens"
         return self._run(parts)
 
     def truncate(self, n: int) -> int:
-        """Forget all but the first n tokens of the first sequence, or all of them; how many remain."""
+        """Forget all but the first n tokens of the first sequence, or more (sequence.py); how many remain."""
         return self.sequences[0].truncate(n)
 
     def copy_prefix(self, source: CachedSequence, target: CachedSequence, n: int) -> int:
         """Let `target` hold the first n tokens of `source`, and no others; nothing is computed.
 
-        Returns how many it holds: none if the states of recurrent layers are those after other tokens.
+        Returns how many it holds: fewer if the states of recurrent layers are those after other tokens.
         """
+        self._bring_back_states(source)
+        target.forget_kept()
         if not source.goes_back and n != len(source.tokens):
-            n = 0
+            n = source.n_kept if source.n_kept <= n else 0
+            target.kept_states, target.n_kept, target.must_go_back = source.kept_states, n, n > 0
         for cache in self._caches:
             array = self._memory[cache]
             old, new = source.first_cell, target.first_cell
             array[new : new + n] = array[old : old + n]
-        for name in self._states:
-            states = self._memory[name].reshape(len(self.sequences), -1)
-            states[self.sequences.index(target)] = states[self.sequences.index(source)]
+        for part, copy in zip(self._parts_of_states(source), self._parts_of_states(target), strict=True):
+            self.write_state(copy, self.read_state(part))
         target.tokens = source.tokens[:n]
         return n
 
     def state_parts(self, n: int) -> list[StatePart]:
         """Where the first sequence has what it remembers of n tokens."""
+        self._bring_back_states(self.sequences[0])
         buffers = self.graph.buffers()
         caches = [StatePart(name, 0, n * row_size(buffers[name])) for name in self._caches]
+        return caches + self._parts_of_states(self.sequences[0])
+
+    def _parts_of_states(self, sequence: CachedSequence) -> list[StatePart]:
+        """Where a sequence has the states of its recurrent layers."""
+        buffers, number = self.graph.buffers(), self.sequences.index(sequence)
         whole = {name: buffers[name].rows * row_size(buffers[name]) for name in self._states}
-        return caches + [StatePart(name, 0, size // len(self.sequences)) for name, size in whole.items()]
+        sizes = {name: size // len(self.sequences) for name, size in whole.items()}
+        return [StatePart(name, number * size, size) for name, size in sizes.items()]
+
+    def _keep_states(self, sequence: CachedSequence) -> None:
+        sequence.kept_states = [self.read_state(part) for part in self._parts_of_states(sequence)]
+        sequence.n_kept = len(sequence.tokens)
+
+    def _bring_back_states(self, sequence: CachedSequence) -> None:
+        if sequence.must_go_back:
+            for part, data in zip(self._parts_of_states(sequence), sequence.kept_states, strict=True):
+                self.write_state(part, data)
+            sequence.must_go_back = False
 
     def read_state(self, part: StatePart) -> np.ndarray:
         """The bytes of a part, u8 [nbytes]."""
@@ -210,6 +232,7 @@ class Context:
 
     def hold(self, tokens: Sequence[int]) -> None:
         """The state is now that of these tokens, in the first sequence."""
+        self.sequences[0].forget_kept()
         self.sequences[0].tokens = list(tokens)
 
     def cache_layout(self) -> bytes:
@@ -230,6 +253,7 @@ class Context:
         """A step of any length that the runner can take."""
         for part in parts:
             self._check_room(part.sequence, len(part.tokens))
+            self._bring_back_states(part.sequence)
         tokens = [token for part in parts for token in part.tokens]
         ends = np.cumsum([len(part.tokens) for part in parts])
         outputs = [i for part, end in zip(parts, ends, strict=True) for i in range(end - part.n_outputs, end)]
@@ -239,10 +263,13 @@ class Context:
             logits = self._runner.run(Step(tokens, n_past, outputs, self._inputs(parts, len(tokens))))
         except BaseException:
             for part in parts:
-                part.sequence.lose_states()
+                if not part.sequence.goes_back:
+                    part.sequence.go_back(len(part.sequence.tokens))
             raise
         for part in parts:
             part.sequence.tokens.extend(part.tokens)
+            if part.keeps_states:
+                self._keep_states(part.sequence)
         if self.recorder:
             self.recorder.add(self._runner.chosen(len(tokens)))
         return np.split(logits, np.cumsum([part.n_outputs for part in parts])[:-1])

@@ -58,7 +58,8 @@ def context_length(
 
     Raises OutOfMemoryError if the one asked for does not fit.
     """
-    available = max(0, machine.available_memory() - n_seq_max * state_bytes(hparams))
+    # The states of a sequence, and a copy of them.
+    available = max(0, machine.available_memory() - 2 * n_seq_max * state_bytes(hparams))
     if n_ctx is not None:
         needed = n_seq_max * cache_bytes(hparams, n_ctx, kind)
         if needed > available:

@@ -154,6 +154,7 @@ class GpuRunner:
         self._waited = device.pinned(8).view(np.int64)
         self._crew: Crew | None = None
         self._library: KernelLibrary | None = None
+        self._staged: np.ndarray | None = None
 
     @property
     def kernels(self) -> list[str]:
@@ -265,7 +266,7 @@ class GpuRunner:
 
     def read(self, name: str, start: int, nbytes: int) -> np.ndarray:
         found = np.empty(nbytes, np.uint8)
-        staging = self._device.pinned(min(nbytes, STAGING))
+        staging = self._staging()
         address = staging.__array_interface__["data"][0]
         for at in range(0, nbytes, STAGING):
             n = min(STAGING, nbytes - at)
@@ -275,13 +276,19 @@ class GpuRunner:
         return found
 
     def write(self, name: str, start: int, data: np.ndarray) -> None:
-        staging = self._device.pinned(min(data.nbytes, STAGING))
+        staging = self._staging()
         address = staging.__array_interface__["data"][0]
         for at in range(0, data.nbytes, STAGING):
             n = min(STAGING, data.nbytes - at)
             staging[:n] = data[at : at + n]
             self._device.copy(self._stream, self._caches[name] + start + at, address, n)
             wait(self._device, self._stream, STEP_LIMIT_S)
+
+    def _staging(self) -> np.ndarray:
+        """Main memory for parts of the caches on their way, u8 [STAGING]; made at the first call."""
+        if self._staged is None:
+            self._staged = self._device.pinned(STAGING)
+        return self._staged
 
     def close(self) -> None:
         if self._crew:

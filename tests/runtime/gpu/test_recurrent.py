@@ -9,6 +9,7 @@ from gguf_moe.arch.weights import load_weights
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import UnsupportedModelError
 from gguf_moe.graph.task import Kind
+from gguf_moe.runtime import sequence
 from gguf_moe.runtime.gpu import delta_net
 from gguf_moe.runtime.gpu.placement import open_device
 
@@ -33,6 +34,18 @@ def test_steps_of_all_sizes_give_the_same_bits(hybrid_context, model_file, asser
             assert_same_bits(context.extend(TOKENS[:n], n), expected[:n])
             for i, token in enumerate(TOKENS[n:], n):
                 assert_same_bits(context.extend([token], 1)[0], expected[i])
+
+
+def test_kept_states_are_gone_back_to(hybrid_context, model_file, monkeypatch, assert_same_bits):
+    monkeypatch.setattr(sequence, "PROMPT_END", 3)
+    monkeypatch.setattr(sequence, "KEEP_AGAIN", 4)
+    with hybrid_context(model_file, 2, n_batch=5) as context:
+        context.extend(TOKENS, 1)
+        assert context.truncate(len(TOKENS) - 1) == len(TOKENS) - 3
+        logits = decode(context, [7, 8])
+        context.truncate(0)
+        decode(context, TOKENS[:-3])
+        assert_same_bits(decode(context, [7, 8]), logits)
 
 
 def test_it_computes_what_the_cpu_computes(hybrid_context, crew_context, model_file):
