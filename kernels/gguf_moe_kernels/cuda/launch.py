@@ -202,7 +202,7 @@ def _shexp_gate(a: Any, rows: int) -> Launch:
 
 
 SPLIT, HEADS, FEW_HEADS, COLUMNS = 128, 8, 2, 1024
-"""The numbers of attention.cu: positions of a split, heads of a block, columns of its sums."""
+"""The numbers of attention_split.cuh: positions of a split, heads of a block, columns of its sums."""
 
 
 def attention_splits(n_ctx: int, n_swa: int) -> int:

@@ -1,0 +1,175 @@
+// What a block of attention.cu finds in one split of the cache.
+#include "attention.cuh"
+
+constexpr int THREADS = 256, WARPS = THREADS / WARP;
+// launch.py knows these numbers.
+constexpr int COLUMNS = 1024;
+// Heads of a block: many read less, few keep more blocks busy when there is one token.
+constexpr int HEADS = 8, FEW_HEADS = 2;
+
+// What a block works on.
+struct Part {
+    long long row, head, head_kv;
+    int n_head; // of this block
+    long long first, end; // the positions that the token sees
+};
+
+// The shared memory of a block: see launch.py.
+template <int N_HEADS>
+struct Shared {
+    float *q;      // [N_HEADS, n_embd_head_k]
+    float *scores; // [N_HEADS, SPLIT]
+    float *sums;   // [sets, N_HEADS, n_embd_head_v], sets * n_embd_head_v <= COLUMNS
+    float *largest, *total;    // [N_HEADS], of the split
+    float *scale, *more_scale; // [N_HEADS], see Weights
+
+    __device__ __forceinline__ Shared(const Attention &a)
+    {
+        q = reinterpret_cast<float *>(dynamic_shared);
+        scores = q + N_HEADS * a.n_embd_head_k;
+        sums = scores + N_HEADS * SPLIT;
+        largest = sums + N_HEADS * COLUMNS;
+        total = largest + N_HEADS;
+        scale = total + N_HEADS;
+        more_scale = scale + N_HEADS;
+    }
+};
+
+// scores[h][j] = scale * q[h] . k[start + j]. With few heads a lane asks for the keys of all its positions at once.
+template <typename Cache, int N_HEADS>
+__device__ __forceinline__ void compute_scores(
+    const Attention &a, const Part &part, const Shared<N_HEADS> &shared, long long start, int n)
+{
+    constexpr int TOGETHER = WARPS * (WARP / LANES), PASSES = SPLIT / TOGETHER;
+    constexpr int AT_ONCE = N_HEADS <= FEW_HEADS ? PASSES : 1, CHUNKS = N_HEADS <= FEW_HEADS ? 2 : 1;
+    int lane = lane_id() % LANES, d = a.n_embd_head_k;
+    int first = threadIdx.x / WARP * (WARP / LANES), mine = first + lane_id() / LANES;
+    long long stride = Cache::SIZE * a.n_head_kv * d;
+    const unsigned char *k = at<const unsigned char>(a.k) + start * stride + Cache::SIZE * part.head_kv * d;
+    // All lanes of a warp stay in the loop, because they exchange values. Loads are always of a real position.
+    for (int base = 0; first + base < n; base += AT_ONCE * TOGETHER) {
+        float sums[AT_ONCE][N_HEADS] = {};
+        for (int i = CHUNK * lane; i < d; i += CHUNKS * CHUNK * LANES) {
+            float keys[CHUNKS][AT_ONCE][CHUNK];
+#pragma unroll
+            for (int chunk = 0; chunk < CHUNKS; chunk++)
+#pragma unroll
+                for (int p = 0; p < AT_ONCE; p++) {
+                    int j = min(mine + base + p * TOGETHER, n - 1), place = min(i + chunk * CHUNK * LANES, d - CHUNK);
+                    Cache::template load<CHUNK>(k + j * stride + Cache::SIZE * place, keys[chunk][p]);
+                }
+#pragma unroll
+            for (int chunk = 0; chunk < CHUNKS; chunk++) {
+                int place = i + chunk * CHUNK * LANES;
+                if (place >= d)
+                    break;
+#pragma unroll
+                for (int h = 0; h < N_HEADS; h++)
+                    if (h < part.n_head)
+#pragma unroll
+                        for (int c = 0; c < CHUNK; c++)
+#pragma unroll
+                            for (int p = 0; p < AT_ONCE; p++)
+                                sums[p][h] = __fmaf_rn(keys[chunk][p][c], shared.q[h * d + place + c], sums[p][h]);
+            }
+        }
+#pragma unroll
+        for (int p = 0; p < AT_ONCE; p++)
+#pragma unroll
+            for (int h = 0; h < N_HEADS; h++) {
+                for (int half = LANES / 2; half; half /= 2)
+                    sums[p][h] += __shfl_xor_sync(ALL_LANES, sums[p][h], half);
+                int j = mine + base + p * TOGETHER;
+                if (lane == 0 && j < n && h < part.n_head)
+                    shared.scores[h * SPLIT + j] = a.scale * sums[p][h];
+            }
+    }
+}
+
+// Each score becomes exp(score - largest); a warp a head.
+template <int N_HEADS>
+__device__ __forceinline__ void exponentials(const Part &part, const Shared<N_HEADS> &shared, int n)
+{
+    for (int h = threadIdx.x / WARP; h < part.n_head; h += WARPS) {
+        float *scores = shared.scores + h * SPLIT;
+        float largest = __int_as_float(0xff800000);
+        for (int j = lane_id(); j < n; j += WARP)
+            largest = fmaxf(largest, scores[j]);
+        largest = largest_lane(largest);
+        float sum = 0.0f;
+        for (int j = lane_id(); j < n; j += WARP) {
+            scores[j] = exact_exp(scores[j] - largest);
+            sum += scores[j];
+        }
+        sum = sum_lanes(sum);
+        if (lane_id() == 0)
+            shared.largest[h] = largest, shared.total[h] = sum;
+    }
+}
+
+// sums[set][h][i] = the values of positions set, set + sets, ... times their exponentials
+template <typename Cache, int N_HEADS>
+__device__ __forceinline__ int add_values(
+    const Attention &a, const Part &part, const Shared<N_HEADS> &shared, long long start, int n)
+{
+    int d = a.n_embd_head_v, threads = d / 4;
+    int sets = min(min(THREADS / threads, COLUMNS / d), 8), set = threadIdx.x / threads, i = threadIdx.x % threads * 4;
+    if (set >= sets)
+        return sets;
+    long long stride = Cache::SIZE * a.v_width;
+    const unsigned char *v =
+        at<const unsigned char>(a.v) + start * stride + Cache::SIZE * (part.head_kv * d + i);
+    constexpr int AT_ONCE = N_HEADS <= FEW_HEADS ? 16 : 4;
+    float sums[N_HEADS][4] = {};
+    for (int base = set; base < n; base += AT_ONCE * sets) {
+        float values[AT_ONCE][4];
+#pragma unroll
+        for (int p = 0; p < AT_ONCE; p++)
+            Cache::template load<4>(v + min(base + p * sets, n - 1) * stride, values[p]);
+#pragma unroll
+        for (int p = 0; p < AT_ONCE; p++) {
+            int j = base + p * sets;
+            if (j >= n)
+                break;
+#pragma unroll
+            for (int h = 0; h < N_HEADS; h++)
+                if (h < part.n_head)
+#pragma unroll
+                    for (int c = 0; c < 4; c++)
+                        sums[h][c] = __fmaf_rn(shared.scores[h * SPLIT + j], values[p][c], sums[h][c]);
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < N_HEADS; h++)
+        if (h < part.n_head)
+#pragma unroll
+            for (int c = 0; c < 4; c++)
+                shared.sums[(set * N_HEADS + h) * d + i + c] = sums[h][c];
+    return sets;
+}
+
+// A block's whole split: afterwards largest, total and sums are in shared memory.
+template <typename Cache, int N_HEADS>
+__device__ __forceinline__ int take_split(
+    const Attention &a, const Part &part, const Shared<N_HEADS> &shared, long long split)
+{
+    long long start = max(part.first, split * SPLIT), end = min(part.end, (split + 1) * SPLIT);
+    int n = end - start;
+    __syncthreads();
+    compute_scores<Cache, N_HEADS>(a, part, shared, start, n);
+    __syncthreads();
+    exponentials(part, shared, n);
+    __syncthreads();
+    int sets = add_values<Cache, N_HEADS>(a, part, shared, start, n);
+    __syncthreads();
+    return sets;
+}
+
+template <int N_HEADS>
+__device__ __forceinline__ float sum_sets(const Attention &a, const Shared<N_HEADS> &shared, int sets, int h, int i)
+{
+    float sum = shared.sums[h * a.n_embd_head_v + i];
+    for (int set = 1; set < sets; set++)
+        sum += shared.sums[(set * N_HEADS + h) * a.n_embd_head_v + i];
+    return sum;
+}
