@@ -95,6 +95,8 @@ class Model:
             self.n_ctx = placement.context_length(
                 self._checkpoint, self.hparams, self.kv_kind, options.n_ctx, self.n_parallel
             )
+        self.bytes_per_token = weights.bytes_per_token(self.hparams.n_expert_used)
+        """Bytes of weights that one generated token reads."""
         self.n_threads = options.threads or machine.default_threads(beside_gpu=device is not None)
         self._library = KernelLibrary(options.cache_dir, fill_cache)
         self._context = Context(

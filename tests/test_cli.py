@@ -262,12 +262,14 @@ def test_every_help_page_fits_and_works(command):
     assert {
         "generate",
         "chat",
+        "plan",
         "tokenize",
         "detokenize",
         "inspect",
         "perplexity",
         "logits",
         "bench",
+        "serve",
         "warmup",
     } == set(names)
     for name in names:

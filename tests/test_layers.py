@@ -41,6 +41,15 @@ ALLOWED = {
         "gguf_moe.runtime",
         "gguf_moe_kernels",
     },
+    "gguf_moe.plan": {
+        "gguf_moe.arch",
+        "gguf_moe.checkpoint",
+        "gguf_moe.experts",
+        "gguf_moe.graph",
+        "gguf_moe.options",
+        "gguf_moe.runtime",
+        "gguf_moe_kernels",
+    },
     "gguf_moe.report": {"gguf_moe.arch", "gguf_moe.checkpoint", "gguf_moe.runtime", "gguf_moe.text"},
 }
 SKINS = {

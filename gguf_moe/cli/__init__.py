@@ -13,7 +13,7 @@ import sys
 import click
 
 import gguf_moe
-from gguf_moe.cli import bench, chat, evaluate, generate, inspect, serve, text, warmup
+from gguf_moe.cli import bench, chat, evaluate, generate, inspect, plan, serve, text, warmup
 from gguf_moe.errors import GGUFMoeError
 
 INTERRUPTED = 130
@@ -31,6 +31,7 @@ for command in (
     text.tokenize,
     text.detokenize,
     inspect.inspect,
+    plan.plan,
     evaluate.perplexity,
     evaluate.logits,
     bench.bench,

@@ -89,6 +89,13 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return result
 
 
+def runtime_cache_dir(runtime: dict[str, Any]) -> Path | None:
+    """Where a command keeps compiled kernels and measurements."""
+    from gguf_moe.options import default_cache_dir
+
+    return runtime.get("cache_dir") or default_cache_dir()
+
+
 def load(path: str, runtime: dict[str, Any], progress: ProgressLine) -> Model:
     """Load a model with the progress line; what has to be compiled for it, all cores compile."""
     from gguf_moe.cli.workers import fill_cache

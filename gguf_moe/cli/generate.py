@@ -14,10 +14,11 @@ from gguf_moe.cli.common import (
     load,
     print_json,
     read_text,
+    runtime_cache_dir,
     runtime_options,
 )
 from gguf_moe.cli.sampling import sampling_options
-from gguf_moe.cli.summary import about, summary
+from gguf_moe.cli.summary import about, planned, summary
 from gguf_moe.cli.usage import gpu_report, slots_line, usage_line
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def generate(
             if not as_json and generation.result.text:
                 click.echo()
             click.echo(summary(generation.result), err=True)
+            if compared := planned(model, generation.result, runtime_cache_dir(runtime)):
+                click.echo(compared, err=True)
             if model.gpu:
                 click.echo(f"{slots_line(model.gpu)}; {usage_line(model.gpu.usage())}", err=True)
         _save(model, heat, routing_file, recorder)
