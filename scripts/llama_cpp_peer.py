@@ -33,6 +33,7 @@ class Job:
     n_kept: int  # the logits of this many sequences are stored
     score: bool  # whether the second half of each sequence is scored, for the perplexity
     prompts: list[list[int]]  # token ids to continue greedily
+    n_ctx: int = N_CTX
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def run(job: Job, out: Path) -> Run:
     kv_type = {"f16": llama_cpp.GGML_TYPE_F16, "f32": llama_cpp.GGML_TYPE_F32}[job.kv_type]
     llama = llama_cpp.Llama(
         job.model,
-        n_ctx=N_CTX,
+        n_ctx=job.n_ctx,
         n_batch=job.n_batch,
         n_ubatch=job.n_batch,
         n_threads=job.threads,

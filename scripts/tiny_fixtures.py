@@ -36,6 +36,12 @@ def random_ids(n_vocab: int) -> np.ndarray:
     return raw.astype(np.int64).reshape(N_SEQUENCES, N_CTX)
 
 
+def late_ids(n_vocab: int, position: int) -> list[int]:
+    """Token ids up to N_LOGITS // 2 after a position."""
+    raw = np.random.SFC64(1).random_raw(position + N_LOGITS // 2) % np.uint64(n_vocab - 4)
+    return raw.astype(np.int64).tolist()
+
+
 def fixture(arch: str, python: str, directory: Path) -> dict[str, Any]:
     """The arrays of one architecture."""
     f32 = write_tiny(arch, directory / f"{arch}.F32.gguf")
@@ -55,7 +61,13 @@ def fixture(arch: str, python: str, directory: Path) -> dict[str, Any]:
         prompts=prompts,
     )
     truth = ask_run(python, job, directory / f"{arch}.truth")
-    job = replace(job, model=str(quantized), kv_type="f16", prompts=[])
+    job = replace(job, prompts=[])
+    late = {}
+    if position := TINY[arch].late:
+        ids = late_ids(n_vocab, position)
+        run = ask_run(python, replace(job, sequences=[ids], n_ctx=len(ids)), directory / f"{arch}.late")
+        late["late_logits"] = np.load(run.logits[0])[-N_LOGITS:]
+    job = replace(job, model=str(quantized), kv_type="f16")
     arrays: dict[str, Any] = {
         "version": vocabulary["version"],
         "digest": digest(f32),
@@ -66,6 +78,7 @@ def fixture(arch: str, python: str, directory: Path) -> dict[str, Any]:
         "logits": np.load(truth.logits[0])[:N_LOGITS],
     }
     arrays |= {f"greedy_{i}": np.array(ids, np.int16) for i, ids in enumerate(truth.greedy)}
+    arrays |= late
     for n_batch in (N_CTX, 1):
         run = ask_run(python, replace(job, n_batch=n_batch), directory / f"{arch}.{n_batch}")
         arrays[f"mean_kl_batch_{n_batch}"] = difference(truth.logits, run.logits).mean_kl

@@ -18,7 +18,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType
 from gguf.quants import dequantize, quantize
 from model_file import add_key
-from tiny_table import COMMON, N_LAYER, TINY, arch_of
+from tiny_table import COMMON, TINY, arch_of
 
 from gguf_moe.arch import ARCHS
 from gguf_moe.arch.base import Shape
@@ -48,7 +48,7 @@ def write_tiny(name: str, path: Path, *, quantized: bool = False) -> Path:
     writer.add_name(f"tiny {name}")
     n_vocab = _add_vocabulary(writer, tiny.pre)
     keys: dict[str, Any] = COMMON | dict(tiny.keys)
-    keys["block_count"] = N_LAYER + tiny.n_nextn
+    keys["block_count"] = tiny.n_layer + tiny.n_nextn
     if tiny.n_nextn:
         keys["nextn_predict_layers"] = tiny.n_nextn
     for key, value in keys.items():
@@ -103,7 +103,7 @@ def _tensors(file: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple
 
     n_embd, n_expert, n_ff_exp = sizes["n_embd"], sizes["n_expert"], sizes["n_ff_exp"]
     yield from chosen("", table.tensors)
-    for il in range(N_LAYER + tiny.n_nextn):
+    for il in range(tiny.n_layer + tiny.n_nextn):
         blk, sizes = f"blk.{il}.", _sizes(file, keys, n_vocab, il)
         attention = dict(table.recurrent_tensors if il in tiny.recurrent else table.block_tensors)
         if tiny.fused_qkv:
@@ -113,7 +113,7 @@ def _tensors(file: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple
         for size, (where_it_is, where_not) in table.block_forms.items():
             attention |= where_it_is if sizes[size] else where_not
         yield from chosen(blk, attention)
-        if il < tiny.n_dense:
+        if il in tiny.dense:
             yield from chosen(blk, table.dense_tensors)
             continue
         yield f"{blk}ffn_gate_inp.weight", (n_expert, n_embd)
@@ -124,7 +124,7 @@ def _tensors(file: str, keys: Mapping[str, Any], n_vocab: int) -> Iterator[tuple
             yield f"{blk}ffn_up_exps.weight", (n_expert, n_ff_exp, n_embd)
         yield f"{blk}ffn_down_exps.weight", (n_expert, n_embd, n_ff_exp)
         yield from chosen(blk, table.moe_tensors)
-        if il >= N_LAYER:
+        if il >= tiny.n_layer:
             yield f"{blk}nextn.eh_proj.weight", (n_embd, 2 * n_embd)
             yield f"{blk}nextn.enorm.weight", (n_embd,)
             yield f"{blk}nextn.hnorm.weight", (n_embd,)

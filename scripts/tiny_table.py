@@ -27,12 +27,16 @@ class Tiny:
     """The layers that are no attention; the keys say the same."""
     fused_gate_up: bool = False
     """Whether gate and up of the experts are one tensor."""
-    n_dense: int = 0
-    """So many blocks at the beginning are dense."""
+    n_layer: int = 3
+    """Without those at the end that guess further tokens."""
+    dense: tuple[int, ...] = ()
+    """The blocks that are dense."""
     n_nextn: int = 0
     """So many blocks at the end guess further tokens; they are to be skipped."""
     shared: int = 0
     """The width of the shared expert."""
+    late: int = 0
+    """From this position on attention is another one; then the logits around it are stored too."""
     output_gain: float = 2.5
     expert_type: GGMLQuantizationType | None = None
     """Of the experts in the quantized file; None: a mix of Q4_0 and Q5_1."""
@@ -55,7 +59,6 @@ COMMON = {
     "expert_count": 8,
     "expert_used_count": 3,
 }
-N_LAYER = 3
 QKV_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
 WIDE_HEADS = {"attention.key_length": 32, "attention.value_length": 32}
 SIGMOID = {"expert_gating_func": 2}
@@ -97,6 +100,20 @@ TINY: dict[str, Tiny] = {
         arch="qwen3moe",
         form="files in NVFP4, with scales of",
     ),
+    "llama4": Tiny(
+        "llama4",
+        {
+            "expert_feed_forward_length": 32,
+            "expert_used_count": 2,
+            "interleave_moe_layer_step": 2,
+            **WIDE_HEADS,
+        },
+        ("output.weight", "rope_freqs.weight"),
+        dense=(0, 2, 4),
+        n_layer=5,
+        late=8192,
+        shared=32,
+    ),
     "olmoe": Tiny("olmo", {"attention.head_count_kv": 4}, ("output.weight",)),
     "phimoe": Tiny(
         "",
@@ -130,7 +147,7 @@ TINY: dict[str, Tiny] = {
             "rope.scaling.type": "none",
         },
         ("output.weight",),
-        n_dense=1,
+        dense=(0,),
         shared=64,
     ),
     "deepseek2": Tiny(
@@ -156,7 +173,7 @@ TINY: dict[str, Tiny] = {
             "rope.scaling.yarn_log_multiplier": 0.0707,
         },
         optional=("output.weight", "exp_probs_b.bias"),
-        n_dense=1,
+        dense=(0,),
         n_nextn=1,
         shared=64,
     ),
@@ -173,7 +190,7 @@ TINY: dict[str, Tiny] = {
             **YARN,
         },
         optional=("output.weight",),
-        n_dense=1,
+        dense=(0,),
         shared=64,
     ),
     "dots1": Tiny(
@@ -189,7 +206,7 @@ TINY: dict[str, Tiny] = {
             **WIDE_HEADS,
         },
         ("output.weight", "exp_probs_b.bias"),
-        n_dense=1,
+        dense=(0,),
         shared=64,
     ),
     "bailingmoe": Tiny(
@@ -221,7 +238,7 @@ TINY: dict[str, Tiny] = {
         },
         ("output.weight", "exp_probs_b.bias"),
         fused_qkv=True,
-        n_dense=1,
+        dense=(0,),
         n_nextn=1,
         shared=32,
     ),
@@ -234,7 +251,7 @@ TINY: dict[str, Tiny] = {
             "interleave_moe_layer_step": 1,
         },
         ("exp_probs_b.bias", "ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"),
-        n_dense=1,
+        dense=(0,),
         shared=64,
     ),
     "hunyuan-moe": Tiny(
@@ -259,7 +276,7 @@ TINY: dict[str, Tiny] = {
             **WIDE_HEADS,
         },
         (*QKV_BIAS, "attn_q_norm.weight", "attn_k_norm.weight"),
-        n_dense=1,
+        dense=(0,),
         n_nextn=1,
         shared=32,
     ),

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 try:
     import tiny_models
     from measures import log_softmax
-    from tiny_fixtures import N_LOGITS, N_PROMPT, texts
+    from tiny_fixtures import N_LOGITS, N_PROMPT, late_ids, texts
     from tiny_table import TINY
 finally:
     sys.path.pop(0)
@@ -112,6 +112,19 @@ def test_with_gelu_in_half_floats_gemma4_is_as_near_as_others(inline_context, tm
     ) as context:
         logits = context.extend(ids, N_LOGITS)
     assert nmse(base, logits) <= 1e-8
+    assert mean_kl(base, logits) <= 1e-8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [name for name in TINY if TINY[name].late], indirect=True)
+def test_f32_logits_are_llama_cpps_where_attention_becomes_another_one(
+    arch, f32_file, expected, kernel_cache
+):
+    base = expected["late_logits"]
+    ids = late_ids(base.shape[1], TINY[arch].late)
+    with gguf_moe.load(f32_file, n_ctx=len(ids), kv_type="f32", cache_dir=kernel_cache) as model:
+        logits = model.logits(ids)[-N_LOGITS:]
+    assert nmse(base, logits) <= 1e-6
     assert mean_kl(base, logits) <= 1e-8
 
 

@@ -51,6 +51,15 @@ def optional(*dimensions: str) -> Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class Temperature:
+    """Queries are multiplied by log(floor((position + offset) / length) + 1) * scale + 1."""
+
+    scale: float
+    length: int
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Arch:
     """One general.architecture. The defaults are the plain pre-norm decoder that most files hold."""
 
@@ -105,6 +114,18 @@ class Arch:
     """Where the file has no expert_feed_forward_length: the chosen experts have n_ff together, not each."""
     latent_attention: bool = False
     """Whether keys and values are made of a short row (MLA)."""
+    weight_before_ffn: bool = False
+    """Whether an expert's input is multiplied by its weight, and not its output."""
+    n_no_rope_layer_step: int = 0
+    """Each n-th layer has no rope; 0: all have it."""
+    attn_temperature: Temperature | None = None
+    """How queries grow where there is no rope."""
+    bare_kq_norm: bool = False
+    """Whether queries and keys are normed without weights after rope."""
+    n_expert_without_kq_norm: int = 0
+    """Models with so many experts don't have that norm."""
+    n_attn_chunk: int = 0
+    """Instead of a sliding window: a token sees its own stretch of so many positions."""
     n_swa_pattern: int = 0
     """Where the file has a sliding window but no pattern: every n-th layer sees all positions.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gguf_moe.arch.base import Arch, RopeStyle
-from gguf_moe.arch.limits import MAX_CONTEXT, MAX_WIDTH
+from gguf_moe.arch.limits import MAX_WIDTH
 from gguf_moe.checkpoint.metadata import Metadata
 
 
@@ -74,19 +74,6 @@ def _rope_sections(keys: Metadata, n_rot: int) -> tuple[int, ...]:
     if sections.shape != (4,) or sections.min() < 0 or not 0 < sections.sum(dtype=np.float64) <= n_rot:
         raise keys.wrong("rope.dimension_sections", f"an array of four numbers, together from 1 to {n_rot}")
     return tuple(int(n) for n in sections)
-
-
-def read_sliding_window(keys: Metadata, arch: Arch, n_layer: int, n_layer_all: int) -> dict[str, Any]:
-    """The fields about sliding windows. A pattern is an array of bools, or n: each n-th layer sees all."""
-    n_swa = keys.integer("attention.sliding_window", 0, minimum=0, maximum=MAX_CONTEXT)
-    if not n_swa or not arch.n_swa_pattern:
-        return {"n_swa": 0, "is_swa": (False,) * n_layer}
-    key = "attention.sliding_window_pattern"
-    if key in keys and isinstance(keys[key], np.ndarray):
-        layers = keys.per_layer(key, n_layer_all, minimum=0, maximum=1)[:n_layer]
-        return {"n_swa": n_swa, "is_swa": tuple(bool(layer) for layer in layers)}
-    n = keys.integer(key, arch.n_swa_pattern, minimum=0)
-    return {"n_swa": n_swa, "is_swa": tuple(not n or il % n < n - 1 for il in range(n_layer))}
 
 
 def read_n_layer_kv_from_start(keys: Metadata, arch: Arch, is_swa: tuple[bool, ...]) -> int:

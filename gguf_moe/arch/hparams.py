@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gguf_moe.arch.base import Arch
+from gguf_moe.arch.base import Arch, Temperature
 from gguf_moe.arch.heads import (
     Heads,
     read_heads,
     read_n_layer_kv_from_start,
-    read_sliding_window,
     same_in_all_layers,
 )
-from gguf_moe.arch.latent import latent_heads, temperature
+from gguf_moe.arch.latent import latent_heads
 from gguf_moe.arch.limits import MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH
 from gguf_moe.arch.rope_scaling import RopeScaling, read_rope_scaling
 from gguf_moe.arch.ssm import Ssm, read_ssm, recurrent_layers
+from gguf_moe.arch.windows import layers_with_rope, sliding_window, temperature
 from gguf_moe.checkpoint.metadata import Metadata
 from gguf_moe.errors import GGUFError
 from gguf_moe_kernels.gating import Gating
@@ -48,10 +48,10 @@ class HParams:
     """Widths of a query's head and of what it finds, which with is_mla are not those of the cache."""
     f_norm_rms_eps: float
     f_attention_scale: float
-    f_attn_temp_scale: float
-    """How much queries grow with their position: see arch.positions; 0 for not at all."""
-    n_attn_temp_floor_scale: int
-    f_attn_temp_offset: float
+    attn_temperature: Temperature | None
+    """How queries grow with their position."""
+    use_kq_norm: bool
+    """Whether queries and keys are normed without weights."""
     f_embedding_scale: float
     f_residual_scale: float
     """Of what attention and feed-forward add to the residual stream."""
@@ -68,6 +68,8 @@ class HParams:
     """How many positions a layer with a sliding window sees."""
     is_swa: tuple[bool, ...]
     """Whether each layer has a sliding window."""
+    has_rope: tuple[bool, ...]
+    """Whether each layer turns its queries and keys by their position."""
     n_expert: int
     n_expert_used: int
     n_ff_exp: int
@@ -169,7 +171,7 @@ def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
     rope_freq_base = _frequency_base(keys, "rope.freq_base", 10000.0)
     rope_scaling = read_rope_scaling(keys, arch, n_ctx_train)
     n_vocab = _n_vocab(metadata)
-    windows = read_sliding_window(keys, arch, n_layer, n_layer_all)
+    windows = sliding_window(keys, arch, n_layer, n_layer_all)
     return HParams(
         n_vocab=n_vocab,
         n_ctx_train=n_ctx_train,
@@ -189,6 +191,7 @@ def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
         rope_scaling=rope_scaling,
         **windows,
         n_layer_kv_from_start=read_n_layer_kv_from_start(keys, arch, windows["is_swa"]),
+        has_rope=layers_with_rope(arch, n_layer),
         **_experts(keys, arch, n_ff, n_vocab, n_layer_all),
         is_recr=recurrent_layers(keys, n_layer, n_layer_all)
         if arch.recurrent_tensors
@@ -212,7 +215,8 @@ def _attention(
         scale = scaling.mscale**2 * heads["n_embd_head_k_mla"] ** -0.5
     else:
         scale = keys.number("attention.scale", 0.0, minimum=0.0) or heads["n_embd_head_k"] ** -0.5
-    return heads | {"f_attention_scale": arch.f_attention_scale or scale} | temperature(keys, arch)
+    scale = arch.f_attention_scale or scale
+    return heads | {"f_attention_scale": scale, "attn_temperature": temperature(keys, arch)}
 
 
 def _experts(keys: Metadata, arch: Arch, n_ff: int, n_vocab: int, n_layer_all: int) -> dict[str, Any]:
@@ -240,6 +244,7 @@ def _experts(keys: Metadata, arch: Arch, n_ff: int, n_vocab: int, n_layer_all: i
         "n_ff_exp": same_in_all_layers(
             keys, "expert_feed_forward_length", n_layer_all, n_ff_exp, maximum=MAX_WIDTH
         ),
+        "use_kq_norm": arch.bare_kq_norm and n_expert != arch.n_expert_without_kq_norm,
         "expert_gating_func": _gating(keys, arch, n_vocab),
         "expert_weights_norm": keys.boolean("expert_weights_norm", arch.expert_weights_norm),
         "expert_weights_scale": keys.number("expert_weights_scale", 0.0) or 1.0,
@@ -259,12 +264,12 @@ def _n_vocab(metadata: Metadata) -> int:
 
 
 def _gating(keys: Metadata, arch: Arch, n_vocab: int) -> Gating:
-    default = arch.expert_gating_by_vocab.get(n_vocab, arch.expert_gating_func)
-    value = keys.integer("expert_gating_func", default)
-    try:
-        return Gating(value)
-    except ValueError:
-        raise keys.wrong("expert_gating_func", f"one of {', '.join(str(int(g)) for g in Gating)}") from None
+    if "expert_gating_func" not in keys or arch.expert_gating_func is Gating.SIGMOID_WEIGHT:
+        return arch.expert_gating_by_vocab.get(n_vocab, arch.expert_gating_func)
+    value, known = keys.integer("expert_gating_func"), [int(g) for g in Gating if g > 0]
+    if value not in known:
+        raise keys.wrong("expert_gating_func", f"one of {', '.join(map(str, known))}")
+    return Gating(value)
 
 
 def _frequency_base(keys: Metadata, key: str, default: float) -> float:

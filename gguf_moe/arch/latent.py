@@ -1,4 +1,4 @@
-"""The hyperparameters of latent attention (MLA), and of queries that grow with their position."""
+"""The hyperparameters of latent attention (MLA)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gguf_moe.arch.base import Arch
-from gguf_moe.arch.limits import MAX_CONTEXT, MAX_WIDTH
+from gguf_moe.arch.limits import MAX_WIDTH
 from gguf_moe.checkpoint.metadata import Metadata
 
 
@@ -32,16 +32,6 @@ def latent_heads(keys: Metadata, arch: Arch, heads: Mapping[str, int]) -> dict[s
         _check_is(keys, "attention.head_count_kv", heads["n_head"])
     n_lora_q = keys.integer("attention.q_lora_rank", 0, minimum=0, maximum=MAX_WIDTH)
     return {"n_lora_q": n_lora_q, "n_lora_kv": n_lora_kv, "is_mla": is_mla, **widths}
-
-
-def temperature(keys: Metadata, arch: Arch) -> dict[str, Any]:
-    """Fields of HParams. Raises GGUFError."""
-    scale, length = 0.0, 0
-    if arch.latent_attention:
-        scale = keys.number("attention.temperature_scale", 0.0)
-    if scale:
-        length = keys.integer("attention.temperature_length", minimum=1, maximum=MAX_CONTEXT)
-    return {"f_attn_temp_scale": scale, "n_attn_temp_floor_scale": length, "f_attn_temp_offset": 0.0}
 
 
 def _check_is(keys: Metadata, key: str, value: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguf_moe.arch.base import Arch
+from gguf_moe.arch.base import Arch, Temperature
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.rope import rope_tables
 from gguf_moe.arch.weights import Weights
@@ -22,13 +22,13 @@ class Positions:
         found = {}
         for name, table in self._tables.items():
             found[f"{name}_cos"], found[f"{name}_sin"] = table.angles(first, n)
-        if self._hparams.f_attn_temp_scale:
-            found["inp_attn_scale"] = self._temperature(np.arange(first, first + n))
+        if temperature := self._hparams.attn_temperature:
+            found["inp_attn_scale"] = _growth(temperature, np.arange(first, first + n))
         return found
 
-    def _temperature(self, positions: np.ndarray) -> np.ndarray:
-        """Factors of the queries, f32 [n, 1]: 1 at first, and more after each stretch of positions."""
-        hp = self._hparams
-        stretches = np.floor((positions + hp.f_attn_temp_offset) / hp.n_attn_temp_floor_scale)
-        factors = np.log(stretches + 1.0) * hp.f_attn_temp_scale + 1.0
-        return factors.astype(np.float32)[:, None]
+
+def _growth(temperature: Temperature, positions: np.ndarray) -> np.ndarray:
+    """Factors of the queries, f32 [n, 1]: 1 at first, and more after each stretch of positions."""
+    stretches = np.floor((positions + temperature.offset) / temperature.length)
+    factors = np.log(stretches + 1.0) * temperature.scale + 1.0
+    return factors.astype(np.float32)[:, None]

@@ -45,10 +45,11 @@ def rope_tables(arch: Arch, hparams: HParams, weights: Weights, n_ctx: int) -> d
     if hparams.rope_sections:
         factors = _section_factors(hparams.rope_sections, hparams.n_rot_pairs)
     tables = {}
-    if not all(hparams.is_swa):
+    kinds = {is_swa for is_swa, has in zip(hparams.is_swa, hparams.has_rope, strict=True) if has}
+    if False in kinds:
         n_rot = hparams.of_layer(hparams.is_swa.index(False)).n_rot
         tables["rope"] = RopeTable(n_rot, hparams.rope_freq_base, scaling, factors)
-    if any(hparams.is_swa):
+    if True in kinds:
         if not arch.swa_rope_scaling:
             factors, scaling = None, replace(scaling, type="none", factor=1.0, attn_factor=1.0)
         n_rot = hparams.of_layer(hparams.is_swa.index(True)).n_rot

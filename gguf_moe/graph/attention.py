@@ -29,6 +29,8 @@ def plain_attention(builder: Builder, il: int, block: Block, normed: Buffer) -> 
     q, gate = queries(builder, il, x, block, hp)
     k, v = keys_and_values(builder, il, x, block, hp) if hp.kv_layer(il) == il else (None, None)
     positions(builder, il, "Qcur", q, block.get("attn_q_norm.weight"), hp.n_head)
+    if hp.attn_temperature and not hp.has_rope[il]:
+        builder.temperature(f"Qcur_attn_temp_scaled-{il}", q)
     if k:
         positions(builder, il, "Kcur", k, block.get("attn_k_norm.weight"), hp.n_head_kv)
     kqv_out = builder.buffer("kqv_out", hp.n_embd_out)
@@ -81,8 +83,12 @@ def keys_and_values(
 
 def positions(builder: Builder, il: int, name: str, x: Buffer, norm: Tensor | None, n_head: int) -> None:
     """Rope of queries or keys, and before or after it their norm where there is one; in place."""
+    hp = builder.hparams
     if norm and not builder.arch.norms_after_rope:
         builder.norm(f"{name}_normed-{il}", x, x, norm)
-    builder.rope(f"{name}_rope-{il}", x, n_head, "rope_swa" if builder.hparams.is_swa[il] else "rope")
+    if hp.has_rope[il]:
+        builder.rope(f"{name}_rope-{il}", x, n_head, "rope_swa" if hp.is_swa[il] else "rope")
+        if hp.use_kq_norm:
+            builder.norm(f"{name}_normed-{il}", x, x, None, n_head=n_head)
     if norm and builder.arch.norms_after_rope:
         builder.norm(f"{name}_normed-{il}", x, x, norm)

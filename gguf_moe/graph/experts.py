@@ -9,11 +9,21 @@ from gguf_moe.graph.task import Buffer, Kind, Op, Rows
 
 
 def mixture(
-    builder: Builder, il: int, x: Activations, block: Block, experts: Experts, shared: Buffer | None
+    builder: Builder,
+    il: int,
+    normed: Buffer,
+    x: Activations,
+    block: Block,
+    experts: Experts,
+    shared: Buffer | None,
 ) -> None:
-    """ffn_norm -> l_out through the experts that the router chooses; adds the shared one's output."""
+    """ffn_norm -> l_out through the experts that the router chooses; adds the shared one's output.
+
+    x is `normed` in the formats that the matrices need.
+    """
     topk, chosen = choose(builder, il, x, block, experts.ffn_gate_inp)
-    inputs = run_experts(builder, il, x, block, experts, topk, chosen)
+    to_weigh = normed if builder.arch.weight_before_ffn else None
+    inputs = run_experts(builder, il, x, block, experts, topk, chosen, to_weigh)
     if shared:
         inputs["shared"] = shared
     sum_experts(builder, il, inputs)
@@ -61,9 +71,12 @@ def run_experts(
     experts: Experts,
     topk: Buffer,
     chosen: Buffer,
+    to_weigh: Buffer | None = None,
 ) -> dict[str, Buffer]:
     """The experts' input -> the inputs of MOE_SUM: what each chosen expert gives, where, and its weight.
 
+    With to_weigh, the experts' input in float32, it is that which is multiplied by the weights, and not what
+    the experts give.
     A *place* is one of a token's chosen experts; places are sorted by expert, so that each expert's
     weights are read once for all its tokens.
     """
@@ -86,15 +99,29 @@ def run_experts(
             ("ffn_moe_down", hp.n_embd),
         )
     )
+    if to_weigh:
+        x = weighted(builder, il, to_weigh, chosen, places["place"], experts)
     for out, role in ((gate, experts.ffn_gate_exps), (up, experts.ffn_up_exps)):
-        builder.matmul_id(f"{out.name}-{il}", x, role, out, places, gather=True)
+        builder.matmul_id(f"{out.name}-{il}", x, role, out, places, gather=not to_weigh)
     of_each_expert(builder, il, block, "ffn_gate_exps", gate, topk, places)
     of_each_expert(builder, il, block, "ffn_up_exps", up, topk, places)
     name = builder.gated_unit(il, "ffn_moe", gate, up, Rows.PLACES)
     hidden = builder.activations(name, gate, experts.ffn_down_exps.qtypes, Rows.PLACES)
     builder.matmul_id(f"ffn_moe_down-{il}", hidden, experts.ffn_down_exps, down, places, gather=False)
     of_each_expert(builder, il, block, "ffn_down_exps", down, topk, places)
-    return {"x": down, "place": places["place"], "weights": chosen}
+    inputs = {"x": down, "place": places["place"]}
+    return inputs if to_weigh else inputs | {"weights": chosen}
+
+
+def weighted(
+    builder: Builder, il: int, x: Buffer, weights: Buffer, place: Buffer, experts: Experts
+) -> Activations:
+    """The experts' input, for each place times the weight of its choice."""
+    out = Buffer("ffn_moe_weighted", Kind.F32, builder.n_tokens * weights.cols, x.cols)
+    inputs = {"x": x, "place": place, "weights": weights}
+    builder.graph.add(f"{out.name}-{il}", Op.WEIGH, Rows.TOKENS, inputs=inputs, outputs={"out": out})
+    qtypes = (*experts.ffn_gate_exps.qtypes, *experts.ffn_up_exps.qtypes)
+    return builder.activations(f"{out.name}-{il}", out, qtypes, Rows.PLACES)
 
 
 def of_each_expert(

@@ -27,7 +27,7 @@ def dense_or_experts(builder: Builder, il: int, block: Block) -> None:
     x = builder.activations(f"ffn_norm-{il}", normed, block.ffn_input_qtypes())
     if block.experts:
         shared = shared_expert(builder, il, normed, x, block) if block.has_shared_expert else None
-        mixture(builder, il, x, block, block.experts, shared)
+        mixture(builder, il, normed, x, block, block.experts, shared)
     else:
         hidden = gated(builder, il, x, block, "")
         post_norm = builder.arch.ffn_post_norm

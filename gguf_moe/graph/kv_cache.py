@@ -32,6 +32,7 @@ def attend(
             "n_head": hp.n_head,
             "n_head_kv": cache_k.cols // hp.n_embd_head_k,
             "n_swa": hp.n_swa if hp.is_swa[il] else 0,
+            "chunked": int(builder.arch.n_attn_chunk > 0),
             "scale": hp.f_attention_scale,
         },
     )

@@ -55,7 +55,7 @@ def shared_cache(
     builder.matmul_heads(f"q_nope_absorbed-{il}", q, block["attn_k_b.weight"], absorbed)
     q = builder.concat(f"Qcur-{il}", absorbed, q, hp.n_head, hp.n_rot)
     k = builder.concat(f"Kcur-{il}", kv_cmpr, kv_cmpr_pe, 1, hp.n_rot)
-    if hp.f_attn_temp_scale:
+    if hp.attn_temperature:
         builder.temperature(f"Qcur_attn_temp_scaled-{il}", q)
     found = builder.buffer("kqv", hp.n_head * hp.n_lora_kv)
     attend(builder, il, block, q, k, None, found)
@@ -80,6 +80,6 @@ def cache_by_head(
         f"k_pe_heads-{il}", kv_cmpr_pe, k_pe, n_head=hp.n_head, n=hp.n_rot, first=hp.n_lora_kv, stride=0
     )
     k = builder.concat(f"Kcur-{il}", k_nope, k_pe, hp.n_head, hp.n_rot)
-    if hp.f_attn_temp_scale:
+    if hp.attn_temperature:
         builder.temperature(f"Qcur_attn_temp_scaled-{il}", q)
     attend(builder, il, block, q, k, v, out)

@@ -37,6 +37,7 @@ class Op(enum.StrEnum):
     SIGMOID_MUL = "sigmoid_mul"
     ADD_ID = "add_id"
     SCALE_ID = "scale_id"
+    WEIGH = "weigh"
     MOE_SUM = "moe_sum"
     SHEXP_GATE = "shexp_gate"
     L2_NORM = "l2_norm"

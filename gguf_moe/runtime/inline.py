@@ -222,9 +222,13 @@ def _scale_id(task: Task, arrays: _Arrays) -> None:
     ops.scale_id(arrays["x"], scale, arrays.rows("ids"), arrays.rows("place"))
 
 
+def _weigh(task: Task, arrays: _Arrays) -> None:
+    ops.weigh(**{name: arrays.rows(name) for name in task.inputs}, out=arrays["out"])
+
+
 def _moe_sum(task: Task, arrays: _Arrays) -> None:
     by_row = {name: arrays.rows(name) for name in (*task.inputs, *task.outputs) if name != "x"}
-    ops.moe_sum(arrays["x"], **by_row)
+    ops.moe_sum(arrays["x"], **{"weights": None} | by_row)
 
 
 _RUN: dict[Op, Callable[[Task, _Arrays], None]] = {
@@ -240,6 +244,7 @@ _RUN: dict[Op, Callable[[Task, _Arrays], None]] = {
     Op.EXPERT_ROWS: _expert_rows,
     Op.ADD_ID: _add_id,
     Op.SCALE_ID: _scale_id,
+    Op.WEIGH: _weigh,
     Op.MOE_SUM: _moe_sum,
     Op.SSM_CONV: _recurrence,
     Op.GATED_DELTA_NET: _recurrence,

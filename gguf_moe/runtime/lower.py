@@ -233,9 +233,14 @@ def _scale_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "moe.scale_id", structs.SCALE_ID, special
 
 
-def _moe_sum(task: Task, memory: Memory, n_threads: int) -> Lowered:
+def _weigh(task: Task, memory: Memory, n_threads: int) -> Lowered:
     special: dict[str, Value] = {"k": task.inputs["weights"].cols, "n": task.outputs["out"].cols}
-    return "moe.moe_sum", structs.MOE_SUM, special | _absent(task, "shared", "residual")
+    return "moe.weigh", structs.WEIGH, special
+
+
+def _moe_sum(task: Task, memory: Memory, n_threads: int) -> Lowered:
+    special: dict[str, Value] = {"k": task.inputs["place"].cols, "n": task.outputs["out"].cols}
+    return "moe.moe_sum", structs.MOE_SUM, special | _absent(task, "weights", "shared", "residual")
 
 
 def _shexp_gate(task: Task, memory: Memory, n_threads: int) -> Lowered:
@@ -285,6 +290,7 @@ _LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
     Op.SIGMOID_MUL: _sigmoid_mul,
     Op.ADD_ID: _add_id,
     Op.SCALE_ID: _scale_id,
+    Op.WEIGH: _weigh,
     Op.MOE_SUM: _moe_sum,
     Op.SHEXP_GATE: _shexp_gate,
     Op.L2_NORM: _l2_norm,

@@ -12,3 +12,5 @@ class Gating(enum.IntEnum):
     SIGMOID = 2
     SOFTMAX_WEIGHT = 3
     """Top-k on the logits, then softmax over the chosen."""
+    SIGMOID_WEIGHT = -1
+    """Top-k on the logits, then sigmoid of the chosen. GGUF has no number for it: it is llama4's own."""

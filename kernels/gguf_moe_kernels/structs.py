@@ -77,13 +77,14 @@ KV_STORE = _struct("x cache n n_past cells rows")
 
 # out[i, h] = softmax(scale * q[i, h] . k[.., h']) . v[.., h'] over the cells from the sequence's first to the
 # token's own, h' = h / (n_head / n_head_kv)
-# n_swa: only the last n_swa of these positions, or all if 0
+# n_swa: only the last n_swa of these positions, or all if 0; chunked: only those of the same stretch of n_swa
+# positions
 # sinks: float32 [n_head], a score of each head that takes part in the softmax and has no value, or 0 for none
 # A row of v has v_width elements, which may be more than those of its heads, n_embd_head_v each.
 # scores: float32 [threads, n, n_ctx] for a kernel that takes n heads at once, scores_stride bytes a head
 HEADS_AT_ONCE = (1, 2, 4)
 ATTENTION = _struct(
-    "q k v sinks out n_head n_head_kv n_embd_head_k n_embd_head_v v_width n_swa n_past cells "
+    "q k v sinks out n_head n_head_kv n_embd_head_k n_embd_head_v v_width n_swa chunked n_past cells "
     "scores scores_stride rows",
     "scale",
 )
@@ -125,7 +126,11 @@ ADD_ID = _struct("x bias ids place k n rows")
 # x[place[i, j]] *= scale[ids[i, j]], float32 [n]; scale: [n_expert]; else as ADD_ID
 SCALE_ID = _struct("x scale ids place k n rows")
 
+# out[place[i, j]] = weights[i, j] * x[i], float32 [n]; weights and place are [rows, k]
+WEIGH = _struct("x place weights out k n rows")
+
 # out[i] = sum over j of weights[i, j] * x[place[i, j]] in the router's order (+ shared[i]) (+ residual[i])
+# weights: 0 if each of them is 1
 MOE_SUM = _struct("x place weights k n shared residual out rows")
 
 # out[i] = sigmoid(weight . x[i]) * out[i], float32: x and weight [n_in], out [n]

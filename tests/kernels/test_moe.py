@@ -60,6 +60,7 @@ def test_moe_topk(rng, topk, assert_same_bits, gating, normalize, n_expert, k):
     logits[1] = 0.25  # all the same
     logits[2, : n_expert // 2] = logits[2, -1]
     logits[3] = -100.0  # sigmoids so small that the smallest sum counts
+    logits[4] += 30.0  # sigmoids that are all 1
     options = {"gating": gating, "normalize": normalize, "weights_scale": 2.5} | NO_GROUPS
     changed, ids, weights = logits.copy(), empty(6, k, dtype=np.int32), empty(6, k)
     ops.moe_topk(changed, ids, weights, **options)
@@ -99,9 +100,28 @@ def test_given_ids_get_the_weights_that_the_router_has_for_them(rng, topk, asser
     got_ids, got_weights, _ = topk(logits.copy(), 3, options, given=given)
     np.testing.assert_array_equal(got_ids, given)
     assert_same_bits(got_weights, weights)
-    scores = 1 / (1 + np.exp(-logits)) if gating is Gating.SIGMOID else np.exp(logits)
+    is_sigmoid = gating in (Gating.SIGMOID, Gating.SIGMOID_WEIGHT)
+    scores = 1 / (1 + np.exp(-logits)) if is_sigmoid else np.exp(logits)
     expected = np.take_along_axis(scores, given, 1)
     np.testing.assert_allclose(weights, expected / expected.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_logits_choose_where_the_sigmoid_comes_later(topk):
+    logits = np.float32([[20, 30, 25, -1]])  # the sigmoids of three are 1
+    options = {"gating": Gating.SIGMOID_WEIGHT, "normalize": 0, "weights_scale": 1.0} | NO_GROUPS
+    ids, weights, _ = topk(logits, 2, options)
+    assert ids.tolist() == [[1, 2]]
+    assert weights.tolist() == [[1, 1]]
+
+
+def test_weigh(rng, call_op, assert_same_bits):
+    x, weights = normal(rng, 3, 37), normal(rng, 3, 2)
+    place = np.int32([[4, 0], [1, 5], [2, 3]])
+    out, expected = empty(6, 37), empty(6, 37)
+    call_op("moe.weigh", structs.WEIGH, x=x, place=place, weights=weights, out=out, k=2, n=37, rows=3)
+    ops.weigh(x, place, weights, expected)
+    assert_same_bits(out, expected)
+    assert_same_bits(out[4], weights[0, 0] * x[0])
 
 
 def test_the_bias_chooses_but_does_not_weigh(topk):
@@ -194,6 +214,16 @@ def test_moe_sum(rng, call_op, assert_same_bits, n, k, added):
     call_op("moe.moe_sum", structs.MOE_SUM, k=k, n=n, out=out, rows=3, **arrays, **(absent | addends))
     ops.moe_sum(out=expected, **arrays, **addends)
     assert_same_bits(out, expected)
+
+
+def test_moe_sum_without_weights(rng, call_op, assert_same_bits):
+    x, place = normal(rng, 4, 5), np.int32([[3, 0], [1, 2]])
+    out, expected = empty(2, 5), empty(2, 5)
+    absent = {"weights": 0, "shared": 0, "residual": 0}
+    call_op("moe.moe_sum", structs.MOE_SUM, x=x, place=place, k=2, n=5, out=out, rows=2, **absent)
+    ops.moe_sum(x, place, None, expected)
+    assert_same_bits(out, expected)
+    assert_same_bits(out[1], x[1] + x[2])
 
 
 def test_moe_sum_adds_all(rng):

@@ -159,9 +159,21 @@ def test_kv_store(rng, call_op, assert_same_bits, dtype):
 @pytest.mark.parametrize(
     ("n_past", "rows", "n_swa"), [(0, 1, 0), (0, 5, 0), (37, 3, 0), (6, 5, 8), (37, 3, 8)]
 )
-@pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize(("has_sinks", "chunked"), [(False, 0), (True, 0), (False, 1)])
 def test_attention(
-    rng, call_op, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows, n_swa, has_sinks
+    rng,
+    call_op,
+    assert_same_bits,
+    dtype,
+    n_head,
+    n_head_kv,
+    d_k,
+    d_v,
+    n_past,
+    rows,
+    n_swa,
+    has_sinks,
+    chunked,
 ):
     q, k, v = (
         normal(rng, rows, n_head * d_k),
@@ -173,7 +185,7 @@ def test_attention(
     out, expected = empty(rows, n_head * d_v), empty(rows, n_head * d_v)
     n_heads = max(n for n in structs.HEADS_AT_ONCE if n_head // n_head_kv % n == 0)
     scores = empty(n_heads, 48)
-    heads = {"n_head": n_head, "n_head_kv": n_head_kv, "n_swa": n_swa, "scale": d_k**-0.5}
+    heads = {"n_head": n_head, "n_head_kv": n_head_kv, "n_swa": n_swa, "chunked": chunked, "scale": d_k**-0.5}
     call_op(
         f"attention.attention_{'f16' if dtype is np.float16 else 'f32'}_{n_heads}",
         structs.ATTENTION,
@@ -196,11 +208,11 @@ def test_attention(
     assert_same_bits(out, expected)
 
 
-@pytest.mark.parametrize("n_swa", [0, 3])
-def test_attention_of_several_sequences_is_that_of_each_alone(rng, call_op, assert_same_bits, n_swa):
+@pytest.mark.parametrize(("n_swa", "chunked"), [(0, 0), (3, 0), (3, 1)])
+def test_attention_of_several_sequences_is_that_of_each_alone(rng, call_op, assert_same_bits, n_swa, chunked):
     q, k, v = normal(rng, 3, 2 * 32), normal(rng, 48, 32), normal(rng, 48, 32)
     out, expected, scores = empty(3, 64), empty(3, 64), empty(2, 48)
-    heads = {"n_head": 2, "n_head_kv": 1, "n_swa": n_swa, "scale": 0.2}
+    heads = {"n_head": 2, "n_head_kv": 1, "n_swa": n_swa, "chunked": chunked, "scale": 0.2}
     cells = np.array([[16, 5], [0, 9], [16, 6]], np.int32)
     call_op(
         "attention.attention_f32_2",
@@ -227,12 +239,22 @@ def test_attention_of_several_sequences_is_that_of_each_alone(rng, call_op, asse
     assert_same_bits(out, expected)
 
 
+def test_a_token_sees_its_own_stretch(rng):
+    q, k, v = normal(rng, 1, 32), normal(rng, 20, 32), normal(rng, 20, 32)
+    for n_past, first in ((11, 6), (12, 12), (17, 12), (3, 0)):
+        out, expected = empty(1, 32), empty(1, 32)
+        heads = {"n_head": 1, "n_head_kv": 1, "scale": 0.2}
+        ops.attention(q, k, v, out, n_past, **heads, n_swa=6, chunked=1)
+        ops.attention(q, k[first:], v[first:], expected, n_past - first, **heads)
+        np.testing.assert_array_equal(out, expected)
+
+
 def test_values_may_be_the_beginnings_of_keys(rng, call_op, assert_same_bits):
     n_head, d_k, d_v, rows, n_past = 4, 96, 64, 3, 20
     q, k = normal(rng, rows, n_head * d_k), normal(rng, 32, d_k)
     out, expected, packed = empty(rows, n_head * d_v), empty(rows, n_head * d_v), empty(rows, n_head * d_v)
     scores = empty(4, 32)
-    heads = {"n_head": n_head, "n_head_kv": 1, "scale": 0.1, "n_swa": 0}
+    heads = {"n_head": n_head, "n_head_kv": 1, "scale": 0.1, "n_swa": 0, "chunked": 0}
     sizes = {"n_embd_head_k": d_k, "n_embd_head_v": d_v, "v_width": d_k, "scores_stride": scores.strides[0]}
     call_op(
         "attention.attention_f32_4",

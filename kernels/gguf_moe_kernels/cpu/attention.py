@@ -153,8 +153,9 @@ def make_attention(load_32: Callable[..., Any], load_1: Callable[..., Any], size
         first, position = cell_of(a.cells, a.n_past, token)
         n_kv = position + 1
         if 0 < a.n_swa < n_kv:
-            first += n_kv - a.n_swa
-            n_kv = a.n_swa
+            seen = (n_kv - 1) % a.n_swa + 1 if a.chunked else a.n_swa
+            first += n_kv - seen
+            n_kv = seen
         k, v = k + first * k_stride, v + first * v_stride
         compute_scores(q, d_k, k, k_stride, n_kv, scores, a.scores_stride, a.scale)
         for h in range(n):

@@ -15,7 +15,8 @@ from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, store_f32,
 from gguf_moe_kernels.gating import Gating
 
 ZERO, MINUS_INFINITY = np.float32(0.0), np.float32(-np.inf)
-SOFTMAX, SIGMOID, SOFTMAX_WEIGHT = (int(g) for g in (Gating.SOFTMAX, Gating.SIGMOID, Gating.SOFTMAX_WEIGHT))
+SOFTMAX, SIGMOID = int(Gating.SOFTMAX), int(Gating.SIGMOID)
+SOFTMAX_WEIGHT, SIGMOID_WEIGHT = int(Gating.SOFTMAX_WEIGHT), int(Gating.SIGMOID_WEIGHT)
 
 
 @njit
@@ -93,6 +94,9 @@ def moe_topk(args, chunk, thread):
         store_f32(weights, 4 * j, load_f32(p, 4 * load_i32(ids, 4 * j)) + check)
     if gating == SOFTMAX_WEIGHT:
         softmax(weights, k)
+    elif gating == SIGMOID_WEIGHT:
+        for j in range(k):
+            store_f32(weights, 4 * j, sigmoid(load_f32(weights, 4 * j)))
     total = ONE
     if a.normalize:
         total = ZERO
@@ -168,6 +172,19 @@ def scale_id(args, chunk, thread):
     return 1
 
 
+@op(structs.WEIGH)
+def weigh(args, chunk, thread):
+    a = carray(args, 1)[0]
+    if chunk >= load_i64(a.rows, 0):
+        return 0
+    n, k, x = a.n, a.k, a.x + chunk * 4 * a.n
+    for j in range(chunk * k, (chunk + 1) * k):
+        weight, out = load_f32(a.weights, 4 * j), a.out + load_i32(a.place, 4 * j) * 4 * n
+        for i in range(n):
+            store_f32(out, 4 * i, weight * load_f32(x, 4 * i))
+    return 1
+
+
 @op(structs.MOE_SUM)
 def moe_sum(args, chunk, thread):
     a = carray(args, 1)[0]
@@ -178,7 +195,7 @@ def moe_sum(args, chunk, thread):
     for i in range(n):
         store_f32(out, 4 * i, ZERO)
     for j in range(k):
-        weight = load_f32(a.weights, 4 * (chunk * k + j))
+        weight = load_f32(a.weights, 4 * (chunk * k + j)) if a.weights else ONE
         x = a.x + load_i32(a.place, 4 * (chunk * k + j)) * 4 * n
         for i in range(n):
             store_f32(out, 4 * i, fma(weight, load_f32(x, 4 * i), load_f32(out, 4 * i)))

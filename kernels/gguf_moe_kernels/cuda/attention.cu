@@ -126,7 +126,9 @@ __device__ __forceinline__ Part part_of_block(const Attention &a)
     part.head = part.head_kv * group + start;
     part.n_head = min(group - start, N_HEADS);
     part.end = count_at(a.n_past) + part.row + 1;
-    part.first = a.n_swa && a.n_swa < part.end ? part.end - a.n_swa : 0;
+    part.first = 0;
+    if (a.n_swa && a.n_swa < part.end)
+        part.first = a.chunked ? (part.end - 1) / a.n_swa * a.n_swa : part.end - a.n_swa;
     return part;
 }
 

@@ -108,6 +108,9 @@ __device__ __forceinline__ void weigh_chosen(const MoeTopk &a, long long row, co
     __syncwarp();
     if (a.gating == GATING_SOFTMAX_WEIGHT)
         softmax(weights, k);
+    for (int j = lane; a.gating == GATING_SIGMOID_WEIGHT && j < k; j += WARP)
+        weights[j] = sigmoid(weights[j]);
+    __syncwarp();
     float total = 1.0f;
     if (a.normalize) {
         total = 0.0f;

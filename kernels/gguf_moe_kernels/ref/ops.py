@@ -135,6 +135,7 @@ def attention(
     n_head_kv: int,
     scale: float,
     n_swa: int = 0,
+    chunked: int = 0,
     sinks: np.ndarray | None = None,
     cells: np.ndarray | None = None,
 ) -> None:
@@ -142,7 +143,8 @@ def attention(
 
     h' = h / (n_head / n_head_kv), rounded down. k, v: float16 or float32 [n_ctx, n_head_kv * head width].
     With `cells`, as for kv_store, the cells seen are those of the token's sequence up to its own. A token
-    sees the last n_swa positions, its own among them; with n_swa 0 it sees all. A sink, one number for a
+    sees the last n_swa positions, its own among them; with n_swa 0 it sees all; with `chunked`
+    those of its own stretch of n_swa. A sink, one number for a
     head, takes part in the softmax as a score does, but has no value. Values are added by fma in ascending
     position. The heads of v are as wide as those of out; what is behind them in a row is left.
     """
@@ -152,7 +154,9 @@ def attention(
     v = v[:, : out.shape[1] // group]
     for i, (start, position) in enumerate(own_cells(n, n_past, cells)):
         end = start + position + 1
-        first = max(start, end - n_swa) if n_swa else start
+        first = start
+        if n_swa:
+            first = start + position // n_swa * n_swa if chunked else max(start, end - n_swa)
         n_kv = end - first
         keys, values = (
             cache[first:end].astype(np.float32).reshape(n_kv, n_head_kv, -1).repeat(group, axis=1)
@@ -205,6 +209,8 @@ def moe_topk(
     chosen = np.take_along_axis(logits, ids, axis=1) + (check - check)[:, None]
     if gating == Gating.SOFTMAX_WEIGHT:
         chosen = softmax(chosen)
+    elif gating == Gating.SIGMOID_WEIGHT:
+        chosen = sigmoid(chosen)
     total = np.ones(len(logits), np.float32)
     if normalize:
         total = np.zeros(len(logits), np.float32)
@@ -305,19 +311,27 @@ def scale_id(x: np.ndarray, scale: np.ndarray, ids: np.ndarray, place: np.ndarra
 
 
 @quiet
+def weigh(x: np.ndarray, place: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """out[place[i, j]] = weights[i, j] * x[i]. place: int32, weights: [rows, k]; out: a row a place."""
+    out[place] = weights[..., None] * x[:, None]
+
+
+@quiet
 def moe_sum(
     x: np.ndarray,
     place: np.ndarray,
-    weights: np.ndarray,
+    weights: np.ndarray | None,
     out: np.ndarray,
     shared: np.ndarray | None = None,
     residual: np.ndarray | None = None,
 ) -> None:
-    """out[i] = sum over j of weights[i, j] * x[place[i, j]] (+ shared[i]) (+ residual[i]).
+    """out[i] = sum over j of weights[i, j] * x[place[i, j]] (+ shared[i]) (+ residual[i]). No weights are 1.
 
     The sum is by fma in the router's order; shared and residual are added to it, one after the other.
     """
     total = np.zeros_like(out)
+    if weights is None:
+        weights = np.ones(place.shape, np.float32)
     for j in range(place.shape[1]):
         total = fma(weights[:, j, None], x[place[:, j]], total)
     for addend in (shared, residual):

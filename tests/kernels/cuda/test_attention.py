@@ -18,19 +18,7 @@ def normal(rng, *shape):
 @pytest.fixture
 def attend(call):
     def run(
-        q,
-        k,
-        v,
-        *,
-        n_head,
-        n_head_kv,
-        n_past,
-        n_swa=0,
-        sinks=None,
-        scale=0.2,
-        n_splits=1,
-        kernel="attention.attention_",
-        d_v=0,
+        q, k, v, *, n_head, n_head_kv, n_past, n_splits=1, kernel="attention.attention_", d_v=0, **options
     ):
         rows, d_k, d_v = len(q), q.shape[1] // n_head, d_v or v.shape[1] // n_head_kv
         stride = attention_scores_stride(d_v, n_splits)
@@ -39,7 +27,9 @@ def attend(call):
         sizes = {"n_head": n_head, "n_head_kv": n_head_kv, "n_embd_head_k": d_k, "n_embd_head_v": d_v}
         name = f"{kernel}{'f16' if k.dtype == np.float16 else 'f32'}"
         sizes["v_width"] = v.shape[1]
-        options = {"n_swa": n_swa, "sinks": 0 if sinks is None else sinks, "scale": scale}
+        options = {"n_swa": 0, "chunked": 0, "sinks": None, "scale": 0.2} | options
+        if options["sinks"] is None:
+            options["sinks"] = 0
         for _ in range(2):  # the counters are back at 0 after the first
             out[:] = 0
             call(
@@ -57,15 +47,15 @@ def attend(call):
     [(4, 2, 64, 64), (3, 1, 8, 8), (2, 2, 80, 72), (10, 1, 32, 128), (1, 1, 256, 256), (2, 1, 192, 128)],
 )
 @pytest.mark.parametrize(("n_past", "rows", "n_swa"), [(0, 2, 0), (300, 2, 0), (127, 2, 8), (300, 2, 200)])
-@pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize(("has_sinks", "chunked"), [(False, 0), (True, 0), (False, 1)])
 def test_attention(
-    rng, attend, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows, n_swa, has_sinks
+    rng, attend, assert_same_bits, dtype, n_head, n_head_kv, d_k, d_v, n_past, rows, n_swa, has_sinks, chunked
 ):
     q = normal(rng, rows, n_head * d_k)
     k = normal(rng, N_CTX, n_head_kv * d_k).astype(dtype)
     v = normal(rng, N_CTX, n_head_kv * d_v).astype(dtype)
     k[n_past + rows :], v[n_past + rows :] = np.nan, np.nan  # what is not there yet must not matter
-    options = {"n_head": n_head, "n_head_kv": n_head_kv, "n_past": n_past, "n_swa": n_swa}
+    options = {"n_head": n_head, "n_head_kv": n_head_kv, "n_past": n_past, "n_swa": n_swa, "chunked": chunked}
     options["sinks"] = normal(rng, n_head) if has_sinks else None
     expected = np.zeros((rows, n_head * d_v), np.float32)
     ops.attention(q, k, v, expected, scale=0.2, **options)
@@ -97,7 +87,7 @@ def test_attention_in_int8(rng, call, attend, assert_same_bits, dtype, d, n_past
     out = np.zeros((1, n_head * d), np.float32)
     rows = np.zeros((1, activation.row_size(n_head * d)), np.uint8)
     sizes = {"n_head": n_head, "n_head_kv": n_head_kv, "n_embd_head_k": d, "n_embd_head_v": d}
-    sizes |= {"v_width": n_head_kv * d, "n_swa": 0}
+    sizes |= {"v_width": n_head_kv * d, "n_swa": 0, "chunked": 0}
     arrays = {"q": q, "k": k, "v": v, "out": out, "scores": np.zeros(n_head * stride // 4, np.float32)}
     options = {"sinks": 0, "scale": 0.2, "scores_stride": stride, "n_past": n_past, "cells": 0, "rows": 1}
     call(
