@@ -356,6 +356,7 @@ class Model:
         self.gpu, self.load_times.n_compiled = prepare_gpu(
             self._context,
             device,
+            self._checkpoint,
             self._library,
             self.n_threads,
             policy,
@@ -363,7 +364,7 @@ class Model:
             prompt_bytes=budget.prompt_bytes,
         )
         self.load_times.compile_s = time.perf_counter() - start
-        start_on_gpu(self._context, self.gpu, device, budget, self._checkpoint, self._library)
+        start_on_gpu(self._context, self.gpu, budget, self._library)
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:

@@ -30,6 +30,7 @@ from typing import Any
 import gpu_arm
 from gpu_memory import PeakMemory
 
+ARM_LIMIT_S = 120
 LAYERS = {"mixtral-8x7b": 32, "qwen3-30b-a3b": 48, "gpt-oss-20b": 24}
 N_CPU_MOE = {
     "mixtral-8x7b": {40: 19, 25: 24, 12.5: 28, 0: 32, 100: 0},
@@ -59,12 +60,26 @@ def decode_plan(model: str, shares: tuple[float, ...]) -> Iterator[Arm]:
         yield Arm(f"{model} ours {share:g} %", model, like=peer, config=gpu_arm.Config())
 
 
+def shares_plan(model: str, shares: tuple[float, ...]) -> Iterator[Arm]:
+    """Ours alone, by the share of the experts that is there."""
+    for share in shares:
+        yield Arm(f"{model} ours, {share:g} % there", model, config=gpu_arm.Config(share=share / 100))
+
+
 def ends_plan(model: str) -> Iterator[Arm]:
     """Everything on the GPU, and no expert there."""
     yield Arm(f"{model} ours 100 %", model, config=gpu_arm.Config(share=1.0))
     yield Arm(f"{model} llama.cpp 100 %", model, n_cpu_moe=0)
     yield Arm(f"{model} ours 0 %", model, config=gpu_arm.Config(share=0.0))
     yield Arm(f"{model} llama.cpp 0 %", model, n_cpu_moe=N_CPU_MOE[model][0])
+
+
+def link_plan(model: str) -> Iterator[Arm]:
+    """The CPU alone, and with the link beside it, for all missing experts and for those of a cache."""
+    for share in (0.4, 0.0):
+        for link in ("never", "always"):
+            config = gpu_arm.Config(share=share, link=link)
+            yield Arm(f"{model} {100 * share:g} % link {link}", model, config=config)
 
 
 def uniform_plan(model: str) -> Iterator[Arm]:
@@ -76,12 +91,15 @@ def uniform_plan(model: str) -> Iterator[Arm]:
 
 def protocol_plan(model: str) -> Iterator[Arm]:
     """From the protocol of arXiv 2512.16473 to ours, one difference at a time; a quarter is there."""
-    paper = gpu_arm.Config(share=0.25, policy="fifo", max_in_flight=1 << 20, registered=False, overlap=False)
+    paper = gpu_arm.Config(
+        share=0.25, policy="fifo", max_in_flight=1 << 20, registered=False, overlap=False, link="never"
+    )
     steps = {
         "paper's protocol": paper,
         "and pinned copies": replace(paper, registered=True),
         "and overlap": replace(paper, registered=True, overlap=True),
-        "and admission: ours": gpu_arm.Config(share=0.25),
+        "and admission": gpu_arm.Config(share=0.25, link="never"),
+        "and the link in the step: ours": gpu_arm.Config(share=0.25),
     }
     for name, config in steps.items():
         yield Arm(f"{model} {name}", model, config=config)
@@ -110,9 +128,11 @@ def plans() -> dict[str, list[Arm]]:
     ):
         short = model.split("-")[0]
         found[f"{short}-decode"] = list(decode_plan(model, shares))
+        found[f"{short}-shares"] = list(shares_plan(model, shares))
         found[f"{short}-ends"] = list(ends_plan(model))
         found[f"{short}-uniform"] = list(uniform_plan(model))
         found[f"{short}-protocol"] = list(protocol_plan(model))
+        found[f"{short}-link"] = list(link_plan(model))
         found[f"{short}-threads"] = list(threads_plan(model))
     return found
 
@@ -135,14 +155,14 @@ def run_llama(program: Path, file: Path, n_cpu_moe: int, threads: int) -> dict[s
         "64",
     ]
     command += ["-r", "3", "-ncmoe", str(n_cpu_moe), "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ARM_LIMIT_S)
     return {"warm": json.loads(done.stdout)[0]["samples_ts"]}
 
 
 def run_ours(file: Path, config: gpu_arm.Config) -> dict[str, Any]:
     """One of our processes."""
     command = [sys.executable, gpu_arm.__file__, str(file), json.dumps(asdict(config))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ARM_LIMIT_S)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
@@ -154,7 +174,9 @@ def run(args: argparse.Namespace) -> None:
     print(f"{'arm':<44}{'cold':>8}{'warm':>8}{'peak':>9}{'hits':>7}{'misses':>8}", flush=True)
     with args.out.open("a") as out:
         for arm in (arm for name in args.plan for arm in known[name]):
-            if time.monotonic() - start > args.seconds or (arm.like and arm.like not in peaks):
+            is_peer_missing = arm.config is None and not args.llama_bench
+            is_late = time.monotonic() - start > args.seconds
+            if is_late or is_peer_missing or (arm.like and arm.like not in peaks):
                 print(f"{arm.name:<44} left out", flush=True)
                 continue
             file = args.models / f"{arm.model}.gguf"
@@ -166,7 +188,7 @@ def run(args: argparse.Namespace) -> None:
                         vram = f"{peaks[arm.like] // 10**6}M" if arm.like else arm.config.vram
                         config = replace(arm.config, vram=vram, model=arm.model, n_layer=LAYERS[arm.model])
                         result = run_ours(file, config)
-            except (RuntimeError, subprocess.CalledProcessError, OSError) as e:
+            except (RuntimeError, subprocess.SubprocessError, OSError) as e:
                 print(f"{arm.name:<44} failed: {e}\n{getattr(e, 'stderr', '')}"[-3000:], flush=True)
                 continue
             peaks[arm.name] = memory.peak
@@ -184,7 +206,7 @@ def show(result: dict[str, Any]) -> None:
         line += f"{100 * result['hit_rate']:>6.1f}%{result['misses_per_token']:>8.1f}"
         line += f"   {result['uploaded_bytes_per_token'] / 1e6:.1f} MB"
         line += f", GPU {100 * result['gpu_share']:.0f} %, CPU {100 * result['cpu_share']:.0f} %"
-        line += f", {result['threads']} threads"
+        line += f", {result['threads']} threads, link {result['uses_link']}"
     print(line, flush=True)
 
 
@@ -195,7 +217,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     p = commands.add_parser("run", help="run arms")
     p.add_argument("--models", type=Path, required=True, metavar="DIR")
-    p.add_argument("--llama-bench", type=Path, metavar="PROGRAM")
+    p.add_argument("--llama-bench", type=Path, metavar="PROGRAM", help="without it, ours alone")
     p.add_argument("--out", type=Path, required=True, metavar="FILE")
     p.add_argument("--plan", nargs="+", choices=plans(), default=list(plans()), metavar="NAME")
     p.add_argument("--seconds", type=float, default=1e9, help="begin no arm later than this")

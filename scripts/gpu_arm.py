@@ -38,6 +38,8 @@ class Config:
     """The GPU reads the file where it lies; else the driver copies through memory of its own."""
     overlap: bool = True
     """Uploads run beside the next step; else it waits for them."""
+    link: str = "measured"
+    """Whether missing down matrices come over the link within a step: measured, always or never."""
     threads: int | None = None
 
 
@@ -50,10 +52,10 @@ def start(stack: ExitStack, file: Path, config: Config) -> Context:
     from gguf_moe.experts.routing import Replay, Routing
     from gguf_moe.options import default_cache_dir
     from gguf_moe.runtime import machine, placement
-    from gguf_moe.runtime.context import Context
+    from gguf_moe.runtime.context import Context, kernels_of
     from gguf_moe.runtime.gpu.device import CudaDevice
+    from gguf_moe.runtime.gpu.link import measured_rates
     from gguf_moe.runtime.gpu.placement import GpuBudget, allocate_slots, register_file
-    from gguf_moe.runtime.ready import prepare_gpu
     from gguf_moe_kernels.cpu.library import KernelLibrary
 
     checkpoint = stack.enter_context(open_checkpoint(file))
@@ -77,9 +79,14 @@ def start(stack: ExitStack, file: Path, config: Config) -> Context:
     )
     stack.enter_context(closing(context))
     threads = config.threads or machine.default_threads(beside_gpu=True)
-    runner, _ = prepare_gpu(context, device, library, threads, config.policy, None)
-    if config.registered:
-        register_file(device, checkpoint)
+    registered = config.registered and register_file(device, checkpoint)
+    use_link = registered and config.link != "never"
+    rates = measured_rates(device, checkpoint, library, threads) if use_link else None
+    runner = context.prepare_gpu(device, threads, config.policy, prompt_bytes=0, rates=rates)
+    if rates and config.link == "always":
+        runner.trial = Always(1)
+    device.prepare(runner.kernels, None)
+    library.prepare([*kernels_of(runner.rows), runner.embedding_kernel], None)
     if config.share is None:
         allocate_slots(runner, budget)
     else:
@@ -89,6 +96,16 @@ def start(stack: ExitStack, file: Path, config: Config) -> Context:
     context.start_gpu(runner, library)
     runner.slots.fill()
     return context
+
+
+class Always:
+    """In the place of a Trial: one way for all steps."""
+
+    def __init__(self, way: int):
+        self.way = self.best = way
+
+    def took(self, seconds: float) -> None:
+        pass
 
 
 def decode(context: Context, n: int, overlap: bool, limit_s: float = LIMIT_S) -> float:
@@ -121,6 +138,7 @@ def measure(file: Path, config: Config) -> dict[str, Any]:
             "warm": warm,
             "slots_per_layer": list(context.gpu.slots.cache.slots_per_layer),
             "threads": context.gpu.n_threads,
+            "uses_link": context.gpu.uses_link,
             "config": asdict(config),
             "usage": asdict(usage),
             "hit_rate": usage.hit_rate,

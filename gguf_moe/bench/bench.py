@@ -168,6 +168,7 @@ class Bench:
             runner, _ = prepare_gpu(
                 context,
                 device,
+                self._checkpoint,
                 self._library,
                 n_threads,
                 self._options.policy,
@@ -175,7 +176,7 @@ class Bench:
                 [BANDWIDTH_KERNEL],
                 budget.prompt_bytes,
             )
-            start_on_gpu(context, runner, device, budget, self._checkpoint, self._library)
+            start_on_gpu(context, runner, budget, self._library)
             runner.slots.fill()
         except BaseException:
             context.close()

@@ -44,5 +44,9 @@ def usage_report(usage: Usage) -> dict[str, Any]:
 def gpu_report(gpu: GpuRunner) -> dict[str, Any]:
     """For --json: the slots, and what happened since loading."""
     cache = gpu.slots.cache
-    slots = {"slots_per_layer": list(cache.slots_per_layer), "n_expert": gpu.slots.n_expert}
+    slots = {
+        "slots_per_layer": list(cache.slots_per_layer),
+        "n_expert": gpu.slots.n_expert,
+        "uses_link": gpu.uses_link,
+    }
     return slots | usage_report(gpu.usage())

@@ -20,6 +20,7 @@ from gguf_moe.runtime.cpu import CpuRunner
 from gguf_moe.runtime.crew import KERNELS as CREW_KERNELS
 from gguf_moe.runtime.crew import Crew
 from gguf_moe.runtime.gpu.device import Device
+from gguf_moe.runtime.gpu.link import Rates
 from gguf_moe.runtime.gpu.mailbox import MOST_PLACES
 from gguf_moe.runtime.gpu.runner import GpuRunner
 from gguf_moe.runtime.lower import lower
@@ -81,6 +82,11 @@ class Context:
         self._runner: Runner | None = None
 
     @property
+    def has_experts(self) -> bool:
+        """Whether any layer is a mixture of experts."""
+        return bool(self._expert_layers)
+
+    @property
     def gpu(self) -> GpuRunner | None:
         """What runs the steps on a GPU; None on the CPU alone."""
         return self._runner if isinstance(self._runner, GpuRunner) else None
@@ -108,7 +114,14 @@ class Context:
         n_expert_used = self._hparams.n_expert_used
         self._runner = CpuRunner(self._memory, program, crew, self._expert_layers, n_expert_used)
 
-    def prepare_gpu(self, device: Device, n_threads: int, policy: str, prompt_bytes: int = 0) -> GpuRunner:
+    def prepare_gpu(
+        self,
+        device: Device,
+        n_threads: int,
+        policy: str,
+        prompt_bytes: int = 0,
+        rates: Rates | None = None,
+    ) -> GpuRunner:
         """A runner for a GPU, which owns the device from now on.
 
         Before `start_gpu` its `kernels` must be prepared on the device, those of its `rows` in the library,
@@ -125,6 +138,7 @@ class Context:
             n_threads=n_threads,
             policy=policy,
             prompt_bytes=prompt_bytes,
+            rates=rates,
         )
 
     def start_gpu(self, runner: GpuRunner, library: KernelLibrary) -> None:

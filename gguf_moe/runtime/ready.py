@@ -8,6 +8,7 @@ from gguf_moe.checkpoint import Checkpoint
 from gguf_moe.runtime.context import Context, kernels_of
 from gguf_moe.runtime.gpu import placement
 from gguf_moe.runtime.gpu.device import Device
+from gguf_moe.runtime.gpu.link import measured_rates
 from gguf_moe.runtime.gpu.placement import GpuBudget
 from gguf_moe.runtime.gpu.runner import GpuRunner
 from gguf_moe_kernels.cpu.library import KernelLibrary
@@ -33,6 +34,7 @@ def start_on_cpu(
 def prepare_gpu(
     context: Context,
     device: Device,
+    checkpoint: Checkpoint,
     library: KernelLibrary,
     n_threads: int,
     policy: str,
@@ -44,7 +46,10 @@ def prepare_gpu(
 
     prompt_bytes of the memory for experts are lent to long prompts.
     """
-    runner = context.prepare_gpu(device, n_threads, policy, prompt_bytes)
+    rates = None
+    if placement.register_file(device, checkpoint) and context.has_experts:
+        rates = measured_rates(device, checkpoint, library, n_threads)
+    runner = context.prepare_gpu(device, n_threads, policy, prompt_bytes, rates)
     kernels = [*kernels_of(runner.rows), runner.embedding_kernel, *more_kernels]
     n_compiled = device.prepare(runner.kernels, compiling) + library.prepare(kernels, compiling)
     return runner, n_compiled
@@ -53,12 +58,9 @@ def prepare_gpu(
 def start_on_gpu(
     context: Context,
     runner: GpuRunner,
-    device: Device,
     budget: GpuBudget,
-    checkpoint: Checkpoint,
     library: KernelLibrary,
 ) -> None:
     """Give experts the memory that is left, and start. Raises OutOfMemoryError if there is too little."""
-    placement.register_file(device, checkpoint)
     placement.allocate_slots(runner, budget)
     context.start_gpu(runner, library)

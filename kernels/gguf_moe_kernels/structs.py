@@ -153,10 +153,25 @@ MAILBOX_POST = _struct(
 # memory. With n_missing not 0 the kernel first waits until `answer` is at least the value of `step`. If
 # `abort` is not 0, or if `heartbeat` does not change for `limit` nanoseconds (then abort becomes 1), it sets
 # `aborted` and leaves out as it is. answer, abort, heartbeat: int64 in main memory; ready: int64 on the
-# device, for the kernel alone, another one for each layer, 0 before the first step. Steps count up from 1.
+# device, for the kernel alone, another one for each launch of a step, 0 before the first one. Steps count up
+# from 1. The first `split` elements of a missing row come from row place[i, j] of x_link, float32 [split], on
+# the device; rows of x_missing have the others alone.
 MOE_JOIN = _struct(
     "x place weights k n shared residual out rows "
-    "x_missing missing_place n_missing aborted step answer abort heartbeat limit ready waited"
+    "x_missing missing_place n_missing aborted step answer abort heartbeat limit ready waited x_link split"
+)
+
+# Copies of what a layer lacks. ids and missing_place: int32 [rows, k], as in MAILBOX_POST; weights: int64
+# [n_expert], addresses of nbytes bytes each, a multiple of 16, that the device can read. The m-th missing one
+# is copied to target + m * nbytes; table, int64 [n_expert], gets where each expert is then, or 0.
+FETCH_MISSING = _struct("ids missing_place k weights nbytes target table n_expert aborted rows")
+
+# Activations that the CPU made: with n_missing not 0 the kernel waits as MOE_JOIN does; then row
+# missing_place[i, j] of x_missing, in mapped main memory, is copied to row place[i, j] of x, x_size bytes
+# each, a multiple of 4, wherever missing_place is not -1.
+RECEIVE = _struct(
+    "x_missing x x_size place missing_place k n_missing aborted step answer abort heartbeat limit ready "
+    "waited rows"
 )
 
 # The CPU waits for a post: a waiting row of the crew's table (see ROW_SIZE). When `sequence` has reached the

@@ -6,8 +6,9 @@ them with the same tasks on buffers in main memory. The sum joins both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -16,17 +17,18 @@ from gguf_moe.errors import UnsupportedModelError
 from gguf_moe.graph.task import Buffer, Graph, Op, Rows, Task
 from gguf_moe.runtime.gpu.delta_net import LOWER as DELTA_NET
 from gguf_moe.runtime.gpu.delta_net import check_delta_net
+from gguf_moe.runtime.gpu.link import bytes_over_link
 from gguf_moe.runtime.gpu.mailbox import Mailbox, Post
+from gguf_moe.runtime.gpu.meeting import Link, join, post
 from gguf_moe.runtime.gpu.memory import DeviceMemory
+from gguf_moe.runtime.gpu.sections import ExpertSection, expert_sections
 from gguf_moe.runtime.lower import Lowered, given_ids, lower_task
 from gguf_moe.runtime.memory import Memory, row_size
 from gguf_moe.runtime.program import Row, Value
 from gguf_moe_kernels import structs
-from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
+from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cuda.launch import attention_scores_stride, attention_splits
 
-HEARTBEAT_LIMIT_NS = 10_000_000_000
-"""How long the GPU waits for an answer while the CPU shows no progress."""
 HOST_OPS = frozenset({"inp_embd"})
 """Tasks that the host does before a step: token embeddings stay in main memory."""
 
@@ -42,49 +44,6 @@ class Launch:
     """Earlier launches that must be finished, by their numbers."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertSection:
-    """The tasks of one layer that work on its experts, between the choice and the sum."""
-
-    rows: Task
-    """EXPERT_ROWS"""
-    tasks: tuple[Task, ...]
-    """What is computed for each place, in order."""
-    sum: Task
-    """MOE_SUM"""
-    x_tasks: tuple[Task, ...]
-    """What makes the activations that go in."""
-
-    @property
-    def x(self) -> list[Buffer]:
-        """The activations that go in, in each format."""
-        made = {buffer.name for task in self.tasks for buffer in task.outputs.values()}
-        found: dict[str, Buffer] = {}
-        for task in self.tasks:
-            for key, buffer in task.inputs.items():
-                if buffer.name not in made and key in {a.value for a in ActivationFormat}:
-                    found[buffer.name] = buffer
-        return list(found.values())
-
-
-def expert_sections(graph: Graph) -> list[ExpertSection]:
-    """The layers with experts, in order."""
-    sections: list[ExpertSection] = []
-    rows: Task | None = None
-    tasks: list[Task] = []
-    for task in graph.tasks:
-        if task.op is Op.EXPERT_ROWS:
-            rows, tasks = task, []
-        elif task.op is Op.MOE_SUM:
-            assert rows is not None
-            inputs = [t for expert_task in tasks for t in expert_task.after if t not in (rows, *tasks)]
-            sections.append(ExpertSection(rows, tuple(tasks), task, tuple(inputs)))
-            rows = None
-        elif rows is not None and (task.rows is Rows.PLACES or task.op in (Op.ADD_ID, Op.SCALE_ID)):
-            tasks.append(task)
-    return sections
-
-
 def check_ops(graph: Graph) -> None:
     """Raise UnsupportedModelError if the GPU does not have an op of the graph, or not for such sizes."""
     if missing := sorted({task.op for task in graph.tasks} - set(_LOWER)):
@@ -96,22 +55,30 @@ def check_ops(graph: Graph) -> None:
             check_delta_net(task)
 
 
-def lower_to_gpu(graph: Graph, memory: DeviceMemory, mailbox: Mailbox) -> list[Launch]:
-    """The kernels of a step, in an order in which one stream can run them."""
+def lower_to_gpu(
+    graph: Graph, memory: DeviceMemory, mailbox: Mailbox, linked: Sequence[int] = ()
+) -> list[Launch]:
+    """The kernels of a step, in an order in which one stream can run them.
+
+    linked: for each layer with experts, how many rows of missing down matrices come over the link.
+    """
     launches: list[Launch] = []
     last: dict[int, list[int]] = {}
     """What to wait for to wait for a task: launches by the task's id."""
     sections = expert_sections(graph)
     posts = {id(s.rows): (layer, s) for layer, s in enumerate(sections)}
     joins = {id(s.sum): layer for layer, s in enumerate(sections)}
+    links = _links(sections, memory, mailbox, linked)
+    fetches: dict[int, int] = {}
     for task in graph.tasks:
         if task.name in HOST_OPS:
             continue
         if task.op is Op.MOE_SUM:
-            lowered = [_join(task, memory, mailbox, joins[id(task)], len(sections))]
+            layer = joins[id(task)]
+            lowered = [join(task, memory, mailbox, layer, len(sections), links.get(id(sections[layer].down)))]
         elif task.op is Op.EXPERT_ROWS:
             layer, section = posts[id(task)]
-            lowered = [*_expert_rows(task, memory), _post(section, memory, mailbox, layer)]
+            lowered = [*_expert_rows(task, memory), post(section, memory, mailbox, layer)]
         else:
             lowered = list(_LOWER[task.op](task, memory))
         before = [*task.after, *(posts[id(task)][1].x_tasks if id(task) in posts else ())]
@@ -124,7 +91,29 @@ def lower_to_gpu(graph: Graph, memory: DeviceMemory, mailbox: Mailbox) -> list[L
             number = len(launches) - 1
             last[id(task)] = [number] if is_chain else [*last[id(task)], number]
             after = (number,) if is_chain else after
+        if is_chain and (link := links.get(id(posts[id(task)][1].down))):
+            # Nothing waits for it but the matmul that needs it.
+            fetches[id(link.section.down)] = len(launches)
+            launches.append(_launch(task, memory, after, *link.fetch()))
+        elif link := links.get(id(task)):
+            launches.append(_launch(task, memory, after, *link.receive()))
+            last[id(task)].append(len(launches))
+            both = (len(launches) - 1, fetches[id(task)])
+            launches.append(_launch(task, memory, both, *link.matmul(lowered[0])))
     return launches
+
+
+def _links(
+    sections: Sequence[ExpertSection], memory: DeviceMemory, mailbox: Mailbox, linked: Sequence[int]
+) -> dict[int, Link]:
+    """The links of a step, by the id of the down matmul."""
+    n_rows = {layer: n for layer, n in enumerate(linked) if n}
+    downs = [section.down.experts("weight") for section in sections] if n_rows else []
+    room = max((bytes_over_link(downs[layer], n) for layer, n in n_rows.items()), default=0)
+    return {
+        id(sections[layer].down): Link(sections[layer], n, room, memory, mailbox, layer, len(sections))
+        for layer, n in n_rows.items()
+    }
 
 
 def lower_alone(task: Task, memory: DeviceMemory) -> list[Launch]:
@@ -132,36 +121,51 @@ def lower_alone(task: Task, memory: DeviceMemory) -> list[Launch]:
     return [_launch(task, memory, (), *kernel) for kernel in _LOWER[task.op](task, memory)]
 
 
-def ready_words(memory: DeviceMemory, n_layer: int) -> tuple[int, int]:
-    """Address and bytes of the joins' `ready` words, one for each layer with experts."""
-    nbytes = 8 * max(n_layer, 1)
-    return memory.scratch("ready", nbytes), nbytes
+def lower_to_crew(
+    graph: Graph, memory: Memory, mailbox: Mailbox, n_threads: int, linked: Sequence[int] = ()
+) -> list[Row]:
+    """What the crew does in a step: for each layer wait for the post, compute the missing experts, answer.
 
-
-def waited_address(memory: DeviceMemory) -> int:
-    """Where the joins count for how long they have waited: int64 nanoseconds on the device."""
-    return memory.scratch("waited", 8)
-
-
-def lower_to_crew(graph: Graph, memory: Memory, mailbox: Mailbox, n_threads: int) -> list[Row]:
-    """What the crew does in a step: for each layer wait for the post, compute the missing experts, answer."""
+    In a layer that is linked it answers with their hidden activations, then computes the rows of down that do
+    not come over the link.
+    """
     rows: list[Row] = []
     for layer, section in enumerate(expert_sections(graph)):
         view = _MissingExperts(memory, mailbox, layer, section)
-        computed = [lower_task(task, view, n_threads) for task in section.tasks]  # type: ignore[arg-type]
+        n_linked = linked[layer] if linked else 0
+        tasks = section.before_down if n_linked else section.tasks
+        computed = [lower_task(task, view, n_threads) for task in tasks]  # type: ignore[arg-type]
+        if n_linked:
+            computed.append(_answer(view.post.hidden, memory))
+            if n_linked < section.down.outputs["out"].cols:
+                down = lower_task(section.down, view, n_threads)  # type: ignore[arg-type]
+                computed += [_rows_from(down, n_linked), _answer(view.post.answer, memory)]
+        else:
+            computed.append(_answer(view.post.answer, memory))
         wait: dict[str, Value] = {
             "sequence": view.post.sequence,
             "step": memory.number_address,
             "n_used": view.post.n_used,
             "first": view.post.first,
             "n_places": view.rows_address(Rows.PLACES),
-            "n_rows": len(computed) + 2,
+            "n_rows": len(computed) + 1,
         }
-        answer: dict[str, Value] = {"answer": view.post.answer, "step": memory.number_address}
         rows.append(Row(None, "mailbox.await_post", structs.AWAIT_POST, wait, waits=True))
         rows += computed
-        rows.append(Row(None, "mailbox.answer", structs.ANSWER, answer, all_before=True))
     return rows
+
+
+def _answer(word: int, memory: Memory) -> Row:
+    values: dict[str, Value] = {"answer": word, "step": memory.number_address}
+    return Row(None, "mailbox.answer", structs.ANSWER, values, all_before=True)
+
+
+def _rows_from(down: Row, first: int) -> Row:
+    """A matmul of experts without the first rows of each; the outputs lie close together."""
+    addresses, sizes = (cast("list[int]", down.values[name]) for name in ("weights", "row_sizes"))
+    moved = [address + first * size for address, size in zip(addresses, sizes, strict=True)]
+    changed: dict[str, Value] = {"weights": moved, "n_out": cast(int, down.values["n_out"]) - first}
+    return replace(down, values=down.values | changed)
 
 
 class _MissingExperts:
@@ -361,55 +365,3 @@ _LOWER: dict[Op, Callable[[Task, DeviceMemory], GpuLowered]] = {
     Op.SHEXP_GATE: _shexp_gate,
     **DELTA_NET,
 }
-
-
-def _post(section: ExpertSection, memory: DeviceMemory, mailbox: Mailbox, layer: int) -> Lowered:
-    post, ids, x = mailbox.post(layer), section.rows.inputs["ids"], section.x
-    if len(x) > 2:
-        raise UnsupportedModelError(
-            f"layer {layer} has experts of types that need {len(x)} formats of activations, but the GPU can "
-            "post two; use --device cpu."
-        )
-    gate = next(task for task in section.tasks if task.op is Op.MATMUL_ID).experts("weight")
-    special: dict[str, Value] = {
-        "weights": memory.weights.table(gate),
-        "k": ids.cols,
-        "used": post.used,
-        "n_used": post.n_used,
-        "first": post.first,
-        "x_index": post.x_index,
-        "place": post.place,
-        "all_ids": post.all_ids,
-        "missing_place": memory.scratch("missing_place", 4 * ids.rows * ids.cols),
-        "n_missing": memory.scratch("n_missing", 8),
-        "aborted": memory.word("aborted"),
-        "step": memory.word("step"),
-        "sequence": post.sequence,
-    }
-    for prefix, buffer in zip(("x", "x_2"), x, strict=False):
-        special |= {
-            prefix: memory.address(buffer),
-            f"{prefix}_out": mailbox.address(buffer) or 0,
-            f"{prefix}_size": row_size(buffer),
-        }
-    return "mailbox.mailbox_post", structs.MAILBOX_POST, special
-
-
-def _join(task: Task, memory: DeviceMemory, mailbox: Mailbox, layer: int, n_layer: int) -> Lowered:
-    post, weights = mailbox.post(layer), task.inputs["weights"]
-    special: dict[str, Value] = {
-        "k": weights.cols,
-        "n": task.outputs["out"].cols,
-        "x_missing": mailbox.address(task.inputs["x"]) or 0,
-        "missing_place": memory.scratch("missing_place", 4 * weights.rows * weights.cols),
-        "n_missing": memory.scratch("n_missing", 8),
-        "aborted": memory.word("aborted"),
-        "step": memory.word("step"),
-        "answer": post.answer,
-        "abort": mailbox.abort_address,
-        "heartbeat": mailbox.heartbeat_address,
-        "limit": HEARTBEAT_LIMIT_NS,
-        "ready": ready_words(memory, n_layer)[0] + 8 * layer,
-        "waited": waited_address(memory),
-    }
-    return "mailbox.moe_join", structs.MOE_JOIN, special

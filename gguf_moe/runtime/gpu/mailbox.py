@@ -21,6 +21,8 @@ class Post:
     """Addresses of what one layer posts and gets back; the fields of structs.MAILBOX_POST."""
 
     sequence: int
+    hidden: int
+    """The answer for hidden activations alone, where down matrices come over the link."""
     answer: int
     n_used: int
     first: int
@@ -41,7 +43,7 @@ class Mailbox:
         layout = Layout()
         self._words = layout.add(64 * 3)
         self._posts = [
-            {name: layout.add(64) for name in ("sequence", "answer", "n_used")}
+            {name: layout.add(64) for name in ("sequence", "hidden", "answer", "n_used")}
             | {"first": layout.add(4 * (n_places + 1))}
             | {name: layout.add(4 * n_places) for name in LISTS}
             for _ in range(n_layer)

@@ -77,11 +77,14 @@ def open_device(
         return None
 
 
-def register_file(device: Device, checkpoint: Checkpoint) -> None:
-    """Let the device read the file where it lies in main memory; without it uploads are slow."""
+def register_file(device: Device, checkpoint: Checkpoint) -> bool:
+    """Let the device read the file where it lies in main memory; if the system refuses, uploads are slow."""
+    all_registered = True
     for path, buffer in zip(checkpoint.paths, checkpoint.buffers, strict=True):
         if not device.register(buffer.__array_interface__["data"][0], buffer.nbytes):
             logger.warning("%s cannot be locked in memory for the GPU: bringing experts there is slow", path)
+            all_registered = False
+    return all_registered
 
 
 def allocate_slots(runner: GpuRunner, budget: GpuBudget) -> None:

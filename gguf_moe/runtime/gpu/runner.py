@@ -17,18 +17,14 @@ from gguf_moe.runtime.crew import Crew
 from gguf_moe.runtime.gpu.branches import Branches
 from gguf_moe.runtime.gpu.device import Device, wait
 from gguf_moe.runtime.gpu.fuse import fuse
+from gguf_moe.runtime.gpu.link import Rates, Trial, rows_over_link
 from gguf_moe.runtime.gpu.long_prompts import LongPrompts, MakeGraph
-from gguf_moe.runtime.gpu.lower import (
-    Launch,
-    expert_sections,
-    lower_to_crew,
-    lower_to_gpu,
-    ready_words,
-    waited_address,
-)
+from gguf_moe.runtime.gpu.lower import Launch, lower_to_crew, lower_to_gpu
 from gguf_moe.runtime.gpu.mailbox import Mailbox
+from gguf_moe.runtime.gpu.meeting import ready_words, waited_address
 from gguf_moe.runtime.gpu.memory import DeviceWeights
 from gguf_moe.runtime.gpu.prompt import PromptProgram
+from gguf_moe.runtime.gpu.sections import expert_sections
 from gguf_moe.runtime.gpu.slots import ExpertSlots
 from gguf_moe.runtime.gpu.step import Embed, StepBuffers
 from gguf_moe.runtime.gpu.usage import Usage
@@ -56,7 +52,9 @@ class StepProgram:
         weights: DeviceWeights,
         caches: dict[str, int],
         n_threads: int,
+        linked: Sequence[int] = (),
     ):
+        """linked: for each layer with experts, how many rows of missing down matrices come over the link."""
         self.n_tokens = n_tokens
         self._device = device
         self._buffers = StepBuffers(device, graph, n_tokens, weights, caches)
@@ -65,11 +63,14 @@ class StepProgram:
         x = {buffer.name: buffer for section in self.sections for buffer in section.x}
         n_places = max((s.sum.inputs["x"].rows for s in self.sections), default=1)
         answers = {s.sum.inputs["x"].name: s.sum.inputs["x"] for s in self.sections}
-        exchanged = [*x.values(), *answers.values()]
+        links = [section for section, n_rows in zip(self.sections, linked, strict=False) if n_rows]
+        hidden = {s.hidden.name: s.hidden for s in links}
+        exchanged = [*x.values(), *answers.values(), *hidden.values()]
         self.mailbox = Mailbox(device, len(self.sections), n_places, exchanged)
         self.host_memory = Memory()
-        self.launches: list[Launch] = fuse(lower_to_gpu(graph, self.memory, self.mailbox), n_tokens)
-        self.rows: list[Row] = lower_to_crew(graph, self.host_memory, self.mailbox, n_threads)
+        lowered = lower_to_gpu(graph, self.memory, self.mailbox, linked)
+        self.launches: list[Launch] = fuse(lowered, n_tokens)
+        self.rows: list[Row] = lower_to_crew(graph, self.host_memory, self.mailbox, n_threads, linked)
         self._zeros = device.pinned(ready_words(self.memory, len(self.sections))[1])
         self.program: Program | None = None
         self.n_expert_used = self.sections[0].rows.inputs["ids"].cols if self.sections else 1
@@ -118,7 +119,8 @@ class GpuRunner:
     """Runs steps of one token or of up to n_batch tokens; the KV cache and all dense weights are on the GPU.
 
     Longer steps stream experts (long_prompts.py); for them prompt_bytes of the experts' memory may be lent.
-    Before `start` comes `allocate_slots`.
+    With rates, steps of one token may bring matrices of missing experts over the link (link.py); the device
+    must be able to read the file where it lies then. Before `start` comes `allocate_slots`.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class GpuRunner:
         n_threads: int,
         policy: str,
         prompt_bytes: int,
+        rates: Rates | None,
     ):
         self._device = device
         self._stream = device.stream()
@@ -145,6 +148,17 @@ class GpuRunner:
             n: StepProgram(device, graph, n, self._weights, self._caches, n_threads)
             for n, graph in graphs.items()
         }
+        self.ways = [self.programs[1]]
+        """Of running one token."""
+        sections = self.programs[1].sections
+        linked = [
+            rows_over_link(experts, rates, can_cut=not section.after_down) if rates else 0
+            for experts, section in zip(layers, sections, strict=True)
+        ]
+        if any(linked):
+            way = StepProgram(device, graphs[1], 1, self._weights, self._caches, n_threads, linked)
+            self.ways.append(way)
+        self.trial = Trial(len(self.ways))
         self._long = LongPrompts(make_graph, layers, n_ctx, n_batch, prompt_bytes)
         self._last: StepProgram | PromptProgram = self.programs[1]
         self._n_threads = n_threads
@@ -159,7 +173,7 @@ class GpuRunner:
     @property
     def kernels(self) -> list[str]:
         """The GPU kernels of all steps."""
-        kernels = [launch.kernel for p in self.programs.values() for launch in p.launches]
+        kernels = [launch.kernel for program in self._hybrids for launch in program.launches]
         return list(dict.fromkeys([*kernels, *self._long.kernels]))
 
     @property
@@ -170,7 +184,16 @@ class GpuRunner:
     @property
     def rows(self) -> list[Row]:
         """The crew's rows of all steps."""
-        return [row for program in self.programs.values() for row in program.rows]
+        return [row for program in self._hybrids for row in program.rows]
+
+    @property
+    def uses_link(self) -> bool:
+        """Whether the link within a step was found to be faster."""
+        return self.trial.best > 0
+
+    @property
+    def _hybrids(self) -> list[StepProgram]:
+        return [*self.programs.values(), *self.ways[1:]]
 
     @property
     def embedding_kernel(self) -> str:
@@ -190,7 +213,7 @@ class GpuRunner:
         self._library = library
         signature = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 3)
         self._dequantize = signature(library.address(self.embedding_kernel))
-        for program in self.programs.values():
+        for program in self._hybrids:
             program.program = Program(program.rows, library)
         self._crew = Crew(self._n_threads, library)
         while not self._weights.is_ready:
@@ -211,9 +234,11 @@ class GpuRunner:
             self.slots.prefilled(prompt.chosen(n), n)
             self._last = prompt
         else:
-            program = self.programs[1 if n == 1 else max(self.programs)]
+            program = self.ways[self.trial.way] if n == 1 else self.programs[max(self.programs)]
             self.slots.take_back()
             self._run_hybrid(program, step)
+            if n == 1:
+                self.trial.took(time.perf_counter() - start)
             if n == program.n_tokens > 1:
                 self._long.threshold.computed(n, time.perf_counter() - start)
             self.slots.used(program.chosen(n))
@@ -257,7 +282,7 @@ class GpuRunner:
             uploads=counts.uploads,
             uploaded_bytes=self.slots.uploaded_bytes + (prompt.streamed_bytes if prompt else 0),
             step_s=self._step_s,
-            gpu_waited_s=sum(self._waited_ns(program) for program in self.programs.values()) / 1e9,
+            gpu_waited_s=sum(self._waited_ns(program) for program in self._hybrids) / 1e9,
             cpu_waited_s=self._crew.waited_s if self._crew else 0.0,
         )
 
@@ -295,6 +320,7 @@ class GpuRunner:
             self._crew.close()
         self._crew = None
         self.programs.clear()
+        self.ways.clear()
         self.slots.close()
         self._device.close()
 

@@ -191,6 +191,16 @@ def _one_block(a: Any, rows: int) -> Launch:
     return Launch((1,), (256,))
 
 
+@rule("link.fetch_missing")
+def _fetch_missing(a: Any, rows: int) -> Launch:
+    return Launch((64,), (256,))
+
+
+@rule("link.receive")
+def _receive(a: Any, rows: int) -> Launch:
+    return Launch((rows * a.k, blocks(a.x_size // 4, 256)), (256,))
+
+
 @rule("moe.add_id", "moe.scale_id")
 def _by_choice(a: Any, rows: int) -> Launch:
     return Launch((rows * a.k, blocks(a.n, 256)), (256,))

@@ -43,7 +43,8 @@ constexpr long long GIVEN_UP = -1;
 
 // Wait for the answer. False if the step is to be left: somebody has set the abort word, or the heartbeat
 // stood still for too long, and then it is set here.
-__device__ __forceinline__ bool wait_for_answer(const MoeJoin &a, long long step)
+template <typename Args>
+__device__ __forceinline__ bool wait_for_answer(const Args &a, long long step)
 {
     // Each look is a read over the bus, so the rarer news are looked for more rarely.
     constexpr int LOOKS = 16;
@@ -71,7 +72,8 @@ __device__ __forceinline__ bool wait_for_answer(const MoeJoin &a, long long step
 }
 
 // True when the CPU's rows may be read. Thread 0 of block 0 looks at main memory; the others wait for it.
-__device__ __forceinline__ bool meet_cpu(const MoeJoin &a)
+template <typename Args>
+__device__ __forceinline__ bool meet_cpu(const Args &a)
 {
     __shared__ bool has_answer;
     long long step = count_at(a.step);
@@ -108,9 +110,14 @@ __device__ __forceinline__ float join_element(const MoeJoin &a, long long row, l
 #pragma unroll 8
     for (long long j = row * a.k; j < (row + 1) * a.k; j++) {
         int missing = at<const int>(a.missing_place)[j];
-        // Volatile: an older answer may still be in a cache.
-        float x = missing < 0 ? at<const float>(a.x)[at<const int>(a.place)[j] * a.n + i]
-                              : at<const volatile float>(a.x_missing)[missing * a.n + i];
+        long long place = at<const int>(a.place)[j];
+        float x;
+        if (missing < 0)
+            x = at<const float>(a.x)[place * a.n + i];
+        else if (i < a.split)
+            x = at<const float>(a.x_link)[place * a.split + i];
+        else // Volatile: an older answer may still be in a cache.
+            x = at<const volatile float>(a.x_missing)[missing * (a.n - a.split) + i - a.split];
         sum = __fmaf_rn(at<const float>(a.weights)[j], x, sum);
     }
     if (a.shared)
@@ -125,6 +132,7 @@ constexpr int MOST_CHOICES = 64;
 
 // What MOE_SUM adds for a row: where it is, on either side, and its weight.
 struct Addends {
+    const float *first[MOST_CHOICES]; // for elements before `split`
     const float *x[MOST_CHOICES];
     float weight[MOST_CHOICES];
 };
@@ -148,8 +156,13 @@ __device__ __forceinline__ void find_addends(const MoeJoin &a, long long row, Ad
     if (j < a.k) {
         long long choice = row * a.k + j;
         int missing = at<const int>(a.missing_place)[choice];
-        addends.x[j] = missing < 0 ? at<const float>(a.x) + at<const int>(a.place)[choice] * a.n
-                                   : at<const float>(a.x_missing) + missing * a.n;
+        long long place = at<const int>(a.place)[choice];
+        if (missing < 0)
+            addends.first[j] = addends.x[j] = at<const float>(a.x) + place * a.n;
+        else {
+            addends.first[j] = at<const float>(a.x_link) + place * a.split;
+            addends.x[j] = at<const float>(a.x_missing) + missing * (a.n - a.split) - a.split;
+        }
         addends.weight[j] = at<const float>(a.weights)[choice];
     }
     __syncthreads();
@@ -160,12 +173,13 @@ __device__ __forceinline__ float4 join_four(const MoeJoin &a, const Addends &add
 {
     constexpr int AT_ONCE = 8;
     int k = a.k;
+    const float *const *from = i < a.split ? addends.first : addends.x;
     float4 sum = {};
     for (int first = 0; first < k; first += AT_ONCE) {
         float4 x[AT_ONCE];
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++)
-            x[j] = load_fresh(addends.x[min(first + j, k - 1)] + i);
+            x[j] = load_fresh(from[min(first + j, k - 1)] + i);
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++)
             if (first + j < k)

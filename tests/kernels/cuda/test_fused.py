@@ -94,7 +94,7 @@ def test_join_norm_quantize(rng, call, assert_same_bits, n, n_missing):
         "weights": normal(rng, 1, k),
         "residual": normal(rng, 1, n),
     }
-    join |= {"shared": 0, "k": k, "n": n, "limit": 10**9, "step": 5, "rows": 1}
+    join |= {"x_link": 0, "split": 0, "shared": 0, "k": k, "n": n, "limit": 10**9, "step": 5, "rows": 1}
     norm = {"weight": normal(rng, n), "bias": 0, "n": n, "eps": 1e-5, "rows": 1}
     norm |= {f"{other.value}{end}": 0 for other in FORMATS for end in ("", "_stride")}
     sums, normed = np.zeros((2, 1, n), np.float32), np.zeros((2, 1, n), np.float32)

@@ -88,6 +88,7 @@ class Join:
         names = ("n_missing", "aborted", "answer", "abort", "heartbeat", "ready", "waited")
         self.words = {name: np.zeros(1, np.int64) for name in names}
         self.words["n_missing"][0] = 6
+        self.x_link, self.split = np.zeros((12, 0), np.float32), 0
 
     def expected(self):
         x, place, expected = self.x.copy(), self.place, np.zeros_like(self.out)
@@ -100,7 +101,8 @@ class Join:
         self.call(
             "mailbox.moe_join", structs.MOE_JOIN, x=self.x, place=self.place, weights=self.weights, k=4,
             n=600, shared=0, residual=self.residual, out=self.out, rows=3, x_missing=self.x_missing,
-            missing_place=self.missing_place, step=step, limit=limit, **self.words,
+            missing_place=self.missing_place, step=step, limit=limit, x_link=self.x_link, split=self.split,
+            **self.words,
         )  # fmt: skip
 
 
@@ -115,6 +117,17 @@ def test_join_sums_in_the_routers_order(join, assert_same_bits):
     join.run()
     assert_same_bits(join.out, join.expected())
     assert not join.words["aborted"][0]
+
+
+def test_the_first_elements_may_come_over_the_link(join, rng, assert_same_bits):
+    join.split = 96
+    join.x_link = normal(rng, 12, 96)
+    is_missing = join.missing_place >= 0
+    join.x_link[join.place[is_missing]] = join.answered[join.missing_place[is_missing], :96]
+    join.x_missing = np.ascontiguousarray(join.answered[:, 96:])
+    join.words["answer"][0] = 5
+    join.run()
+    assert_same_bits(join.out, join.expected())
 
 
 def test_a_layer_without_misses_does_not_wait(join, assert_same_bits):

@@ -68,6 +68,7 @@ def hybrid_context(library, make_device):
         fill=True,
         replay=None,
         prompt_bytes=0,
+        rates=None,
     ):
         checkpoint = open_checkpoint(path)
         arch = find_arch(checkpoint.metadata)
@@ -78,7 +79,7 @@ def hybrid_context(library, make_device):
         )
         n_layer = sum(block.experts is not None for block in weights.blk)
         device = make_device()
-        runner = context.prepare_gpu(device, n_threads, policy, prompt_bytes)
+        runner = context.prepare_gpu(device, n_threads, policy, prompt_bytes, rates)
         # A step that compiled would look like one that stands still.
         device.prepare(runner.kernels, None)
         runner.allocate_slots([slots] * n_layer, spare)

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from gguf_moe.errors import DeviceError
-from gguf_moe.runtime.gpu import lower, runner
+from gguf_moe.runtime.gpu import meeting, runner
+from gguf_moe.runtime.gpu.link import Rates
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cuda.source import QTYPES
+from gguf_moe_kernels.quants import GGMLType
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +61,12 @@ def test_an_error_in_the_crew(hybrid_context, moe_file, monkeypatch):
         expect_right_steps(context, expected)
 
 
-def test_the_gpu_gives_up_a_crew_that_went_away(hybrid_context, moe_file, monkeypatch):
-    monkeypatch.setattr(lower, "HEARTBEAT_LIMIT_NS", 100_000_000)
-    with hybrid_context(moe_file, 0) as context:
+@pytest.mark.parametrize("rates", [None, Rates(1.0, 100.0), Rates(1.0, 0.3)])
+def test_the_gpu_gives_up_a_crew_that_went_away(hybrid_context, tiny_gguf, tmp_path, monkeypatch, rates):
+    monkeypatch.setattr(meeting, "HEARTBEAT_LIMIT_NS", 100_000_000)
+    path = tiny_gguf(tmp_path / "moe.gguf", n_layer=2, qtypes=(GGMLType.Q8_0,))
+    with hybrid_context(path, 0, rates=rates) as context:
+        monkeypatch.setattr(context.gpu.trial, "way", int(rates is not None))
         expected = context.extend([1], 1).copy()
         crew = context._runner._crew
         run = crew.run
@@ -104,3 +109,21 @@ def test_a_failing_cuda_call(hybrid_context, moe_file, monkeypatch):
         monkeypatch.setattr(context._runner._device, "replay", fail)
         with pytest.raises(DeviceError, match="IllegalAddress"):
             context.extend([2], 1)
+
+
+def test_a_lost_gpu_is_said_and_the_cpu_still_works(
+    hybrid_context, crew_context, moe_file, monkeypatch, make_device
+):
+    lost = DeviceError("the GPU cannot be used: cudaErrorDevicesUnavailable; use --device cpu.")
+
+    def fail(*arguments):
+        raise lost
+
+    with hybrid_context(moe_file, 1) as context:
+        context.extend([1], 1)
+        for name in ("copy", "replay", "is_idle", "is_done", "event", "memory"):
+            monkeypatch.setattr(context._runner._device, name, fail)
+        with pytest.raises(DeviceError, match="DevicesUnavailable"):
+            context.extend([2], 1)
+    with crew_context(moe_file, 1) as context:
+        assert np.isfinite(context.extend([1], 1)).all()

@@ -8,8 +8,10 @@ import pytest
 
 from gguf_moe.experts.routing import Recorder, Replay, Routing
 from gguf_moe.graph.task import Kind
+from gguf_moe.runtime.gpu.link import Rates
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cuda.source import QTYPES
+from gguf_moe_kernels.quants import GGMLType
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 try:
@@ -76,14 +78,35 @@ def test_what_was_recorded_gives_the_same_logits(hybrid_context, moe_file, asser
 
 @pytest.mark.parametrize("arch", ["gemma4", "gpt-oss"])
 def test_scales_and_biases_of_experts_count_wherever_they_are(
-    hybrid_context, crew_context, tmp_path, assert_same_bits, arch
+    hybrid_context, crew_context, tmp_path, assert_same_bits, arch, monkeypatch
 ):
     path, results = write_tiny(arch, tmp_path / f"{arch}.gguf", quantized=True), []
     for slots in (0, 3, 8):
         with hybrid_context(path, slots, kv_kind=Kind.F32) as context:
             results.append(decode(context, TOKENS))
+    with hybrid_context(path, 3, kv_kind=Kind.F32, rates=Rates(1.0, 0.3)) as context:
+        monkeypatch.setattr(context.gpu.trial, "way", 1)
+        results.append(decode(context, TOKENS))
     for result in results[1:]:
         assert_same_bits(result, results[0])
     with crew_context(path, 2, n_ctx=48, kv_kind=Kind.F32) as context:
         expected = decode(context, TOKENS)
     assert ((results[0] - expected) ** 2).mean() / (expected**2).mean() < 1e-3
+
+
+@pytest.mark.parametrize("qtype", [GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.F32], ids=lambda qtype: qtype.name)
+@pytest.mark.parametrize(("rates", "n_rows"), [(Rates(1.0, 100.0), 256), (Rates(1.0, 0.3), 160)])
+def test_down_matrices_that_come_over_the_link_change_no_bit(
+    hybrid_context, tmp_path, tiny_gguf, assert_same_bits, monkeypatch, qtype, rates, n_rows
+):
+    path = tiny_gguf(tmp_path / "moe.gguf", n_layer=3, n_expert=6, n_expert_used=3, seed=5, qtypes=(qtype,))
+    with hybrid_context(path, 2) as context:
+        expected = decode(context, TOKENS)
+    for slots in (0, 2):
+        with hybrid_context(path, slots, rates=rates) as context:
+            monkeypatch.setattr(context.gpu.trial, "way", 1)
+            context.extend(TOKENS[:3], 1)
+            context.truncate(0)
+            assert_same_bits(decode(context, TOKENS), expected)
+            receives = [x for x in context.gpu.ways[1].launches if x.kernel == "link.fetch_missing"]
+            assert {x.arguments["nbytes"].item() for x in receives} == {n_rows * qtype.row_size(256)}
