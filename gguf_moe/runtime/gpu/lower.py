@@ -17,6 +17,7 @@ from gguf_moe.errors import UnsupportedModelError
 from gguf_moe.graph.task import Buffer, Graph, Op, Rows, Task
 from gguf_moe.runtime.gpu.delta_net import LOWER as DELTA_NET
 from gguf_moe.runtime.gpu.delta_net import check_delta_net
+from gguf_moe.runtime.gpu.heads import LOWER as HEADS
 from gguf_moe.runtime.gpu.link import bytes_over_link
 from gguf_moe.runtime.gpu.mailbox import Mailbox, Post
 from gguf_moe.runtime.gpu.meeting import Link, join, post
@@ -364,4 +365,5 @@ _LOWER: dict[Op, Callable[[Task, DeviceMemory], GpuLowered]] = {
     Op.SCALE_ID: _by_choice,
     Op.SHEXP_GATE: _shexp_gate,
     **DELTA_NET,
+    **HEADS,
 }

@@ -186,7 +186,7 @@ def _for_many(launch: Launch) -> Launch:
     """The same with a kernel for many tokens, if there is one that is faster."""
     file, _, function = launch.kernel.partition(".")
     arguments = launch.arguments
-    if file == "matmul" and not function.endswith(_FLOATS):
+    if file == "matmul" and not function.startswith("matmul_heads") and not function.endswith(_FLOATS):
         return replace(launch, kernel=MANY + function)
     if file == "attention":
         width = max(arguments["n_embd_head_k"], arguments["n_embd_head_v"])

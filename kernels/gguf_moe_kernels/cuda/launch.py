@@ -281,6 +281,12 @@ def _matmul(a: Any, rows: int) -> Launch:
     return Launch((blocks(a.n_out, WARPS * a.warp_rows), blocks(rows, TOKENS)), (32 * WARPS,))
 
 
+@rule("matmul.matmul_heads_*")
+def _matmul_heads(a: Any, rows: int) -> Launch:
+    one = _matmul(a, rows)
+    return Launch((one.grid[0] * a.n_head, one.grid[1]), one.block)
+
+
 @rule("matmul.matmul_3_*")
 def _matmul_3(a: Any, rows: int) -> Launch:
     parts = [_matmul(part, rows) for part in (a.first, a.second, a.third) if part.n_out]

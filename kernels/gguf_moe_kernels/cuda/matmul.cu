@@ -79,6 +79,33 @@ EARLY_KERNEL(TYPED(matmul_3), Matmul3, THREADS)
     matmul_rows(part, first_row(block, WARP_ROWS));
 }
 
+// Each head has a matrix of its own, and its own part of a token's activations.
+KERNEL(TYPED(matmul_heads), MatmulHeads, THREADS)
+{
+    long long blocks = (a.n_out + WARPS * WARP_ROWS - 1) / (WARPS * WARP_ROWS), head = blockIdx.x / blocks;
+    long long row = first_row(blockIdx.x % blocks, WARP_ROWS);
+    long long n_tokens = count_at(a.rows), token = blockIdx.y * static_cast<long long>(TOKENS);
+    if (row >= a.n_out || token >= n_tokens)
+        return;
+    auto matrix = at<const unsigned char>(a.weight) + head * a.n_out * a.row_size;
+    auto first = at<const unsigned char>(a.x) + (token * a.n_head + head) * a.x_stride;
+    RowsAt x{first, a.n_head * a.x_stride, last_of(token, n_tokens, TOKENS)};
+    RowsAt weight{matrix + row * a.row_size, a.row_size, last_of(row, a.n_out, WARP_ROWS)};
+    auto store = [&](int r, int t, float value) {
+        if (r <= weight.last && t <= x.last)
+            at<float>(a.out)[((token + t) * a.n_head + head) * a.n_out + row + r] = value;
+    };
+    if (x.last == 0) {
+        dot_rows<Block, WARP_ROWS, 1, WARPS>(weight, x, a.n_in, store);
+        return;
+    }
+    for (int r = 0; r <= weight.last; r++) {
+        RowsAt one{weight.row(r), a.row_size, 0};
+        auto store_row = [&](int, int t, float value) { store(r, t, value); };
+        dot_rows<Block, 1, TOKENS, WARPS>(one, x, a.n_in, store_row);
+    }
+}
+
 // The number of the expert whose places have this one, or -1 if there is none.
 __device__ __forceinline__ int expert_of(const MatmulId &a, int place)
 {

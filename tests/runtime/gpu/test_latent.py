@@ -1,0 +1,38 @@
+"""Latent attention on a GPU, in both forms of its files."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gguf_moe.graph.task import Kind
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
+try:
+    import tiny_models
+finally:
+    sys.path.pop(0)
+
+TOKENS = [3, 141, 59, 26, 5, 35, 8, 97, 93, 2, 38]
+
+
+@pytest.fixture(scope="module", params=["deepseek2", "deepseek2-old"])
+def model_file(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / f"{request.param}.gguf"
+    return tiny_models.write_tiny(request.param, path, quantized=True)
+
+
+def decode(context, tokens):
+    """The logits after each token, one step a token."""
+    return np.concatenate([context.extend([token], 1).copy() for token in tokens])
+
+
+def test_it_computes_what_the_cpu_computes(hybrid_context, crew_context, model_file, assert_same_bits):
+    with hybrid_context(model_file, 2, n_batch=5, kv_kind=Kind.F32) as context:
+        result = decode(context, TOKENS)
+        context.truncate(0)
+        assert_same_bits(context.extend(TOKENS, len(TOKENS)), result)
+    with crew_context(model_file, 2, n_ctx=48, kv_kind=Kind.F32) as context:
+        expected = decode(context, TOKENS)
+    assert ((result - expected) ** 2).mean() / (expected**2).mean() < 1e-3
