@@ -8,6 +8,7 @@ import pytest
 
 from gguf_moe.experts.routing import Recorder, Replay, Routing
 from gguf_moe.graph.task import Kind
+from gguf_moe.runtime.gpu import runner as gpu_runner
 from gguf_moe.runtime.gpu.link import Rates
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cuda.source import QTYPES
@@ -51,6 +52,20 @@ def test_it_computes_what_the_cpu_computes(hybrid_context, crew_context, moe_fil
     with crew_context(moe_file, 2, n_ctx=48, kv_kind=Kind.F32) as context:
         expected = decode(context, TOKENS)
     assert ((result - expected) ** 2).mean() / (expected**2).mean() < 1e-3
+
+
+def test_its_kv_cache_can_be_read_and_given_back(hybrid_context, moe_file, assert_same_bits, monkeypatch):
+    monkeypatch.setattr(gpu_runner, "STAGING", 1000)  # in several parts, which do not end with a row
+    with hybrid_context(moe_file, 2) as context:
+        decode(context, TOKENS)
+        parts = context.state_parts(len(TOKENS))
+        kept = [context.read_state(part) for part in parts]
+        expected = decode(context, [7, 8])
+    with hybrid_context(moe_file, 2) as context:
+        for part, data in zip(parts, kept, strict=True):
+            context.write_state(part, data)
+        context.hold(TOKENS)
+        assert_same_bits(decode(context, [7, 8]), expected)
 
 
 def test_a_trace_takes_the_place_of_the_routers_choice(hybrid_context, moe_file, rng, assert_same_bits):
