@@ -11,25 +11,28 @@ template <typename Block, int N_ROWS, int N_TOKENS, int N_WARPS, typename Weight
 __device__ __forceinline__ void dot_lanes(const Weight &weight, const TokenRows &x, long long n_in, Store store)
 {
     constexpr int N = N_ROWS * N_TOKENS;
+    constexpr bool TWO_SCALES = has_two_scales<Block>(), TWO_TERMS = Block::HAS_MINIMUM || TWO_SCALES;
     static_assert(4 * N <= WARP, "a lane for each partial sum");
-    __shared__ float2 all_terms[N_WARPS][Block::HAS_MINIMUM ? 2 : 1][N][TERMS];
+    __shared__ float2 all_terms[N_WARPS][TWO_TERMS ? 2 : 1][N][TERMS];
     auto &terms = all_terms[threadIdx.x / WARP];
     int lane = lane_id(), number = lane / 4 % N, m = lane % 4;
     int n_blocks = n_in / 32, whole = (n_blocks + 3) / 4 * 4;
     float sum = 0.0f;
 
     Block next[N_ROWS];
+    int first = min(lane, n_blocks - 1);
 #pragma unroll
     for (int r = 0; r < N_ROWS; r++)
-        next[r].load(weight.row(r) + min(lane, n_blocks - 1) * Block::BYTES, 0);
+        next[r].load(weight.row(r) + first * Block::BYTES, first % 2);
     for (int start = 0; start < n_blocks; start += WARP) {
         Block blocks[N_ROWS];
         int ib = min(start + lane, n_blocks - 1);
 #pragma unroll
         for (int r = 0; r < N_ROWS; r++) {
             blocks[r] = next[r];
+            long long ib_next = min(ib + WARP, n_blocks - 1);
             if (start + WARP < n_blocks)
-                next[r].load(weight.row(r) + static_cast<long long>(min(ib + WARP, n_blocks - 1)) * Block::BYTES, 0);
+                next[r].load(weight.row(r) + ib_next * Block::BYTES, ib_next % 2);
         }
         Part w[N_ROWS];
 #pragma unroll
@@ -48,13 +51,19 @@ __device__ __forceinline__ void dot_lanes(const Weight &weight, const TokenRows 
                 offset = -Block::OFFSET * __ldg(reinterpret_cast<const int *>(sums) + ib);
 #pragma unroll
             for (int r = 0; r < N_ROWS; r++) {
-                int total = offset;
+                int total = offset, second = 0;
 #pragma unroll
-                for (int i = 0; i < 4; i++)
-                    total = __dp4a(w[r].q[1][i], q[1][i], __dp4a(w[r].q[0][i], q[0][i], total));
+                for (int i = 0; i < 4; i++) {
+                    total = __dp4a(w[r].q[0][i], q[0][i], total);
+                    int &of_run = TWO_SCALES ? second : total;
+                    of_run = __dp4a(w[r].q[1][i], q[1][i], of_run);
+                }
                 terms[0][r * N_TOKENS + t][lane] = make_float2(__fmul_rn(w[r].d, y_d), __int2float_rn(total));
+                if (TWO_SCALES)
+                    terms[TWO_TERMS][r * N_TOKENS + t][lane] =
+                        make_float2(__fmul_rn(w[r].dmin, y_d), __int2float_rn(second));
                 if (Block::HAS_MINIMUM)
-                    terms[Block::HAS_MINIMUM][r * N_TOKENS + t][lane] =
+                    terms[TWO_TERMS][r * N_TOKENS + t][lane] =
                         make_float2(-w[r].dmin, __ldg(reinterpret_cast<const float *>(sums) + ib));
             }
         }
@@ -64,8 +73,8 @@ __device__ __forceinline__ void dot_lanes(const Weight &weight, const TokenRows 
             float2 term = terms[0][number][i];
             if (start + i < n_blocks) {
                 sum = __fmaf_rn(term.x, term.y, sum);
-                if (Block::HAS_MINIMUM) {
-                    float2 second = terms[Block::HAS_MINIMUM][number][i];
+                if (TWO_TERMS) {
+                    float2 second = terms[TWO_TERMS][number][i];
                     sum = __fmaf_rn(second.x, second.y, sum);
                 }
             }

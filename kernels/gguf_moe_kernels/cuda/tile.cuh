@@ -35,7 +35,7 @@ struct Shape
     static constexpr bool IS_LONG = Block::SIZE == 256;
     static constexpr int GROUP = Block::GROUP;
     static constexpr int GROUPS = IS_LONG ? K / GROUP : 1, IN_STEP = K / Block::SIZE;
-    static constexpr bool HAS_MINIMUM = Block::HAS_MINIMUM;
+    static constexpr bool HAS_MINIMUM = Block::HAS_MINIMUM, TWO_SCALES = has_two_scales<Block>();
 };
 
 template <typename Block>
@@ -48,7 +48,7 @@ struct alignas(256) Shared
     unsigned char sums[S::IS_LONG && S::HAS_MINIMUM ? TOKENS : 1][32];
     unsigned char minimum[S::IS_LONG && S::HAS_MINIMUM ? ROWS : 1][16];
     int scale[S::GROUPS][ROWS];
-    float d[S::IN_STEP][ROWS], dmin[S::HAS_MINIMUM ? S::IN_STEP : 1][ROWS];
+    float d[S::IN_STEP][ROWS], dmin[S::HAS_MINIMUM || S::TWO_SCALES ? S::IN_STEP : 1][ROWS];
     float x_d[S::IN_STEP][TOKENS], x_sum[S::HAS_MINIMUM && !S::IS_LONG ? S::IN_STEP : 1][TOKENS];
     const unsigned char *rows_of_x[TOKENS];
 };
@@ -105,7 +105,8 @@ struct Tile
         long long ib = min(block_of(pass, step, block_of_thread()), last);
 #pragma unroll
         for (int i = 0; i < PARTS; i++)
-            to.parts[i].load(weight + min(row_of_part(i), last_row) * row_size + ib * Block::BYTES, part_of_thread());
+            to.parts[i].load(weight + min(row_of_part(i), last_row) * row_size + ib * Block::BYTES,
+                             S::IS_LONG ? part_of_thread() : ib % 2);
 #pragma unroll
         for (int i = 0; i < CHUNKS; i++) {
             int number = threadIdx.x + i * THREADS, token = number / (K / 16), start = number % (K / 16) * 16;
@@ -179,7 +180,7 @@ struct Tile
                 shared.minimum[row][start / 16] = w.minimum[run];
         }
         shared.d[j][row] = w.d;
-        if (S::HAS_MINIMUM)
+        if (S::HAS_MINIMUM || S::TWO_SCALES)
             shared.dmin[j][row] = w.dmin;
     }
 
@@ -217,10 +218,10 @@ struct Tile
 
     __device__ __forceinline__ int token_of(int m) const { return first_token + 16 * m + lane_id() / 4; }
 
-    // sum += d * x_d * total for the warp's outputs; d of block j.
-    __device__ __forceinline__ void add_term(int j, int m, int n, const int (&total)[4])
+    // sum += scale * x_d * total for the warp's outputs; scales: d or dmin of the block's rows, x_d of block j.
+    __device__ __forceinline__ void add_term(const float *scales, int j, int m, int n, const int (&total)[4])
     {
-        float2 d = *reinterpret_cast<const float2 *>(shared.d[j] + row_of(n));
+        float2 d = *reinterpret_cast<const float2 *>(scales + row_of(n));
         float x_d[2] = {shared.x_d[j][token_of(m)], shared.x_d[j][token_of(m) + 8]};
 #pragma unroll
         for (int i = 0; i < 4; i++)
@@ -256,7 +257,7 @@ struct Tile
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int n = 0; n < N; n++)
-                add_term(0, m, n, total[m][n]);
+                add_term(shared.d[0], 0, m, n, total[m][n]);
         if constexpr (S::HAS_MINIMUM)
             take_minimums_off();
     }
@@ -300,8 +301,15 @@ struct Tile
 #pragma unroll
                 for (int m = 0; m < M; m++) {
                     int product[4];
+                    if constexpr (S::TWO_SCALES) {
+                        multiply<1>(a[m], b[n], product);
+                        add_term(shared.d[j], j, m, n, product);
+                        multiply<1>(a[m] + 2, b[n] + 1, product);
+                        add_term(shared.dmin[j], j, m, n, product);
+                        continue;
+                    }
                     multiply<2>(a[m], b[n], product);
-                    add_term(j, m, n, product);
+                    add_term(shared.d[j], j, m, n, product);
                     if constexpr (S::HAS_MINIMUM)
                         take_minimum_off(j, m, n);
                 }

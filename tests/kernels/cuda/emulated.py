@@ -13,15 +13,16 @@ import numpy as np
 from gguf_moe_kernels.cuda.source import module_source, split_name
 
 FOLDER = Path(__file__).parent / "emulator"
+# Without no-gnu-unique the libraries of two types share what a template keeps in shared memory.
 FLAGS = [
     "-std=c++17",
     "-O1",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
+    "-fno-gnu-unique",
     "-fPIC",
     "-shared",
     "-w",
-    "-U_FORTIFY_SOURCE",
 ]
 
 

@@ -12,7 +12,7 @@ from gguf_moe_kernels.ref import matmul
 
 def sizes_of(qtype):
     """Lengths of a row whose partial sums have different numbers of blocks."""
-    return {1: (77,), 32: (1376,), 256: (1792,)}[qtype.block_size]
+    return {1: (77,), 32: (1376,), 64: (1408,), 256: (1792,)}[qtype.block_size]
 
 
 def call_matmul(call, qtype, weight, x, out, n, rows, **others):

@@ -25,7 +25,7 @@ def call_matmul(call, qtype, weight, x, out, n, rows, **others):
 def sizes_of(qtype):
     """Lengths of a row that end inside a four of blocks, and inside what a warp takes at a time."""
     size = qtype.block_size
-    return {1: (8, 77, 256), 32: (32, 96, 1184), 256: (256, 1792)}[size]
+    return {1: (8, 77, 256), 32: (32, 96, 1184), 64: (64, 192, 1216), 256: (256, 1792)}[size]
 
 
 @pytest.mark.parametrize("qtype", QTYPES, ids=lambda q: q.name.lower())

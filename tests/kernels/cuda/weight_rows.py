@@ -9,7 +9,7 @@ from gguf_moe_kernels.ref import activations
 
 QTYPES = [qtype for qtype in ACTIVATION_FORMAT if qtype.name.lower() in source.QTYPES]
 D_OFFSETS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_K": (0, 2), "Q5_K": (0, 2)}
-D_OFFSETS |= {"Q4_1": (0, 2), "Q5_1": (0, 2), "TQ1_0": (52,), "TQ2_0": (64,)}
+D_OFFSETS |= {"Q4_1": (0, 2), "Q5_1": (0, 2), "TQ1_0": (52,), "TQ2_0": (64,), "NVFP4": ()}
 
 
 def random_rows(rng, qtype, n_rows, n):

@@ -4,6 +4,9 @@
 // OFFSET, which is taken off every quant; HAS_MINIMUM. A lane holds 32 weights of a block, a *part*: a whole block of 32, or one of eight
 // parts of a block of 256. A part is two runs of 16 weights that follow each other, at Block::first(part) and
 // APART after it. Block::load asks for the part's bytes, unpack makes a Part of them.
+//
+// For blocks of 32, load is not given a part, but whether the block's number is odd. If they have two scales (GROUP is
+// 16), d is the first one, dmin the second.
 #include "kernel.cuh"
 
 struct Part
@@ -13,6 +16,12 @@ struct Part
     int minimum[2];     // likewise, where the type has minimums
     float d, dmin;      // of the block: weight = d * scale * (q - OFFSET) - dmin * minimum
 };
+
+template <typename Block>
+__device__ constexpr bool has_two_scales()
+{
+    return Block::SIZE == 32 && Block::GROUP == 16;
+}
 
 // N words from `bytes`, of which only the alignment is known. Words that hold none of these bytes are not read.
 template <int ALIGNMENT, int N>

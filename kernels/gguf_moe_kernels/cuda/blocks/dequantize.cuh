@@ -14,10 +14,11 @@ __device__ __forceinline__ float dequantize(const unsigned char *row, long long 
         if (in_run < 0 || in_run >= 16)
             continue;
         Block block;
-        block.load(bytes, number);
+        block.load(bytes, Block::SIZE == 32 ? i / 32 % 2 : number);
         Part part = block.unpack(number);
         int q = static_cast<signed char>(part.q[run][in_run / 4] >> 8 * (in_run % 4)) - Block::OFFSET;
-        weight = __fmul_rn(__fmul_rn(part.d, part.scale[run]), q);
+        float d = has_two_scales<Block>() && run ? part.dmin : part.d;
+        weight = __fmul_rn(__fmul_rn(d, part.scale[run]), q);
         if (Block::HAS_MINIMUM)
             weight = __fsub_rn(weight, __fmul_rn(part.dmin, part.minimum[run]));
     }
