@@ -26,7 +26,6 @@ from gguf_moe.options import default_cache_dir
 from gguf_moe.runtime import machine, placement
 from gguf_moe.runtime.context import Context
 from gguf_moe.runtime.gpu.device import CudaDevice
-from gguf_moe.runtime.gpu.placement import register_file
 from gguf_moe.runtime.ready import prepare_gpu
 from gguf_moe_kernels.cpu.library import KernelLibrary
 
@@ -43,9 +42,8 @@ def start(stack: ExitStack, file: Path, share: float, n_ctx: int, prompt_bytes: 
     stack.enter_context(closing(context))
     device, threads = CudaDevice(0, default_cache_dir()), machine.default_threads(beside_gpu=True)
     runner, _ = prepare_gpu(
-        context, device, library, threads, "decayed", None, prompt_bytes=prompt_bytes
-    )  # fmt: skip
-    register_file(device, checkpoint)
+        context, device, checkpoint, library, threads, "decayed", None, prompt_bytes=prompt_bytes
+    )
     n_layer, n = len(runner.slots.sizes), share * hparams.n_expert
     runner.allocate_slots([int((il + 1) * n) - int(il * n) for il in range(n_layer)])
     context.start_gpu(runner, library)
