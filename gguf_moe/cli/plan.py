@@ -61,7 +61,7 @@ def _lines(plan: Plan) -> list[str]:
     lines += ["", *_speed_lines(plan)]
     lines += _wrapped(f"limit        {plan.limit}")
     lines += _wrapped(f"would help   {plan.advice}")
-    if plan.gpu and sizes.experts and plan.gpu.share < 1.0:
+    if plan.gpu and plan.fits and sizes.experts and plan.gpu.share < 1.0:
         lines += ["", "Real text uses some experts more than others, so fewer are missing than here."]
     return lines
 

@@ -121,7 +121,7 @@ def make_plan(
     ram: main memory to plan for, as "32G"; None takes what is available. With `measures` some layers are run
     once; `again` forgets an earlier measurement. Raises what loading raises, but for too little memory.
     """
-    memory = parse_vram(ram, LARGEST_GPU) if ram else machine.available_memory()
+    memory = _memory(ram) if ram is not None else machine.available_memory()
     n_threads = options.threads or machine.default_threads()
     with open_checkpoint(path, mmap=options.mmap) as checkpoint:
         arch = find_arch(checkpoint.metadata)
@@ -156,6 +156,13 @@ def make_plan(
             gpu=gpu_share(weights, sizes, budget) if budget else None,
             speed=speed,
         )
+
+
+def _memory(ram: str) -> int:
+    try:
+        return parse_vram(ram, LARGEST_GPU)
+    except OptionError:
+        raise OptionError(f"the main memory is {ram!r}, but must be as 32G, 8000M or 12GiB.") from None
 
 
 def _gpu_budget(vram: str | None) -> int | None:

@@ -97,6 +97,11 @@ def test_a_gpus_size_must_be_a_size(plan, option):
         plan(measures=False, vram=option)
 
 
+def test_main_memory_must_be_a_size(plan):
+    with pytest.raises(gguf_moe.OptionError, match="the main memory is 'lots'"):
+        plan(measures=False, ram="lots")
+
+
 @pytest.fixture
 def run(kernel_cache):
     def run(*arguments):
