@@ -10,8 +10,7 @@ from click.testing import CliRunner
 import gguf_moe
 from gguf_moe import bench as bench_room
 from gguf_moe.bench import Bench, BenchTest
-from gguf_moe.cli.bench import bench as bench_command
-from gguf_moe.cli.generate import generate
+from gguf_moe.cli import cli
 from gguf_moe.cli.usage import usage_line
 from gguf_moe.errors import OptionError
 from gguf_moe.experts.routing import Recorder, Replay, Routing, load_routing, save_routing
@@ -117,10 +116,24 @@ def test_a_trace_of_another_model_is_refused(moe_file, tmp_path, kernel_cache):
 
 def test_generate_tells_and_writes_all_of_it(with_gpu, moe_file, tmp_path, kernel_cache):
     heat, routing = tmp_path / "heat.json", tmp_path / "routing.npz"
-    arguments = ["-m", moe_file, "a", "-n", "3", "--ctx", "64", "-t", "1", "--device", "cuda:0", "--json"]
+    arguments = [
+        "generate",
+        "-m",
+        moe_file,
+        "a",
+        "-n",
+        "3",
+        "--ctx",
+        "64",
+        "-t",
+        "1",
+        "--device",
+        "cuda:0",
+        "--json",
+    ]
     arguments += ["--cache-dir", kernel_cache, "--heat", heat, "--record-routing", routing]
     for _ in range(2):
-        done = CliRunner().invoke(generate, [str(a) for a in arguments], catch_exceptions=False)
+        done = CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
         gpu = json.loads(done.stdout)["gpu"]
         assert gpu["slots_per_layer"] == [N_EXPERT] * N_LAYER
         assert (gpu["hit_rate"], gpu["misses"]) == (1.0, 0)
@@ -130,11 +143,11 @@ def test_generate_tells_and_writes_all_of_it(with_gpu, moe_file, tmp_path, kerne
 
 
 def test_bench_has_a_line_for_the_gpu(with_gpu, moe_file, kernel_cache):
-    arguments = ["-m", moe_file, "-p", "4", "-n", "2", "-r", "1", "-t", "1", "--device", "cuda:0"]
+    arguments = ["bench", "-m", moe_file, "-p", "4", "-n", "2", "-r", "1", "-t", "1", "--device", "cuda:0"]
     arguments += ["--vram", "500M", "--cache-dir", kernel_cache]
-    done = CliRunner().invoke(bench_command, [str(a) for a in arguments], catch_exceptions=False)
+    done = CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
     lines = done.stdout.splitlines()
     assert len(lines) == 5
     assert all("% hits; a token:" in line and len(line) <= 80 for line in lines[2::2])
-    done = CliRunner().invoke(bench_command, [*map(str, arguments), "--json"], catch_exceptions=False)
+    done = CliRunner().invoke(cli, [*map(str, arguments), "--json"], catch_exceptions=False)
     assert json.loads(done.stdout)["rows"][1]["gpu"]["tokens"] == 2
