@@ -28,7 +28,8 @@ from gguf_moe.errors import (
 if TYPE_CHECKING:
     from gguf_moe.async_model import AsyncModel
     from gguf_moe.chat import Conversation
-    from gguf_moe.model import Model, Progress
+    from gguf_moe.loading import Progress
+    from gguf_moe.model import Model
     from gguf_moe.sample import Sampling
     from gguf_moe.text.tokenizer import Tokenizer
 
