@@ -18,6 +18,7 @@ from gguf_moe.errors import (
     DeviceError,
     GGUFError,
     GGUFMoeError,
+    HubError,
     NumericError,
     OptionError,
     OutOfMemoryError,
@@ -43,6 +44,7 @@ __all__ = [
     "DeviceError",
     "GGUFError",
     "GGUFMoeError",
+    "HubError",
     "Model",
     "NumericError",
     "OptionError",
@@ -65,7 +67,7 @@ _LAZY = {
 
 
 def load(path: str | os.PathLike[str], *, progress: Progress | None = None, **options: Any) -> Model:
-    """Load a GGUF file (or any part of a split one).
+    """Load a GGUF file (or any part of a split one), or what `gguf-moe pull` downloaded, as "hf:REPO:QUANT".
 
     The options are the fields of gguf_moe.options.Options: n_ctx, threads, device, vram, policy, heat,
     kv_type, mmap, pre_tokenizer, cache_dir, n_batch. progress(stage, done, total) is called while it loads.
@@ -78,7 +80,7 @@ def load(path: str | os.PathLike[str], *, progress: Progress | None = None, **op
 
 
 def load_tokenizer(path: str | os.PathLike[str], *, pre_tokenizer: str | None = None) -> Tokenizer:
-    """The tokenizer of a GGUF file; the file needs no weights."""
+    """The tokenizer of a GGUF file, which needs no weights; a name as "hf:REPO:QUANT" works as for load."""
     from gguf_moe.checkpoint import open_checkpoint
     from gguf_moe.text.tokenizer import build_tokenizer
 

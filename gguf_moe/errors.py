@@ -45,3 +45,7 @@ class NumericError(GGUFMoeError):
 
 class DeviceError(GGUFMoeError):
     """The GPU, its driver or CuPy is missing, failed, or does not answer."""
+
+
+class HubError(GGUFMoeError):
+    """A model of the hub is not in the cache, or it cannot be downloaded."""

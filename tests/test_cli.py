@@ -263,6 +263,7 @@ def test_every_help_page_fits_and_works(command):
         "generate",
         "chat",
         "plan",
+        "pull",
         "tokenize",
         "detokenize",
         "inspect",

@@ -12,7 +12,8 @@ PACKAGES = {"gguf_moe": ROOT / "gguf_moe", "gguf_moe_kernels": ROOT / "kernels" 
 ALLOWED = {
     "gguf_moe_kernels": set(),
     "gguf_moe.errors": set(),
-    "gguf_moe.checkpoint": {"gguf_moe_kernels"},
+    "gguf_moe.hub": set(),
+    "gguf_moe.checkpoint": {"gguf_moe.hub", "gguf_moe_kernels"},
     "gguf_moe.text": {"gguf_moe.checkpoint"},
     "gguf_moe.arch": {"gguf_moe.checkpoint", "gguf_moe_kernels"},
     "gguf_moe.graph": {"gguf_moe.arch", "gguf_moe.checkpoint", "gguf_moe_kernels"},

@@ -16,6 +16,7 @@ from gguf_moe.checkpoint.metadata import Metadata
 from gguf_moe.checkpoint.part import Part
 from gguf_moe.checkpoint.split import open_parts
 from gguf_moe.errors import BusyError, GGUFError
+from gguf_moe.hub.cache import located
 from gguf_moe_kernels.quants import GGMLType
 
 Progress = Callable[[int, int], None]
@@ -120,16 +121,16 @@ class Checkpoint:
 def open_checkpoint(
     path: str | os.PathLike[str], *, mmap: bool = True, progress: Progress | None = None
 ) -> Checkpoint:
-    """Open a GGUF file; of a split model any part opens all.
+    """Open a GGUF file; of a split model any part opens all. The hub's names are looked up in the cache.
 
     With `mmap` the tensors are views into a shared read-only map, and nothing is read yet. Truncating a
     mapped file while it is in use kills the process. Without `mmap` all parts are read into memory first,
     and `progress` is told.
 
     Raises GGUFError for a file that is damaged or no GGUF file, UnsupportedModelError for a version or a
-    tensor type that is not known here, and OutOfMemoryError.
+    tensor type that is not known here, HubError for a name that the cache lacks, and OutOfMemoryError.
     """
-    parts = open_parts(Path(path))
+    parts = open_parts(located(path))
     buffers = [part.mapped() for part in parts] if mmap else _read(parts, progress)
     return Checkpoint(parts, buffers)
 

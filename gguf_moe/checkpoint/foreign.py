@@ -7,11 +7,9 @@ import re
 from pathlib import Path
 
 from gguf_moe.errors import GGUFError, UnsupportedModelError
+from gguf_moe.hub.names import PART_NAME
 
 MAGIC = b"GGUF"
-
-PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-"""The name of a part as llama-gguf-split writes it; `number` counts from 1."""
 
 # Pieces made with `split` or by hand: x.gguf-split-a, x.gguf.part1of2, x.gguf.part-aa, x.gguf.001
 _PIECE_NAME = re.compile(

@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gguf_moe.checkpoint.foreign import PART_NAME, shown
+from gguf_moe.checkpoint.foreign import shown
 from gguf_moe.checkpoint.part import Part, open_part
 from gguf_moe.errors import GGUFError
+from gguf_moe.hub.names import PART_NAME
 
 
 def open_parts(path: Path) -> tuple[Part, ...]:

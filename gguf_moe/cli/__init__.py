@@ -13,7 +13,7 @@ import sys
 import click
 
 import gguf_moe
-from gguf_moe.cli import bench, chat, evaluate, generate, inspect, plan, serve, text, warmup
+from gguf_moe.cli import bench, chat, evaluate, generate, inspect, plan, pull, serve, text, warmup
 from gguf_moe.errors import GGUFMoeError
 
 INTERRUPTED = 130
@@ -32,6 +32,7 @@ for command in (
     text.detokenize,
     inspect.inspect,
     plan.plan,
+    pull.pull,
     evaluate.perplexity,
     evaluate.logits,
     bench.bench,

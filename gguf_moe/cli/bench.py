@@ -52,7 +52,9 @@ class Counts(click.ParamType):
 
 
 @click.command()
-@click.option("-m", "--model", "path", metavar="FILE", help="GGUF file.  [default: the demo model]")
+@click.option(
+    "-m", "--model", "path", metavar="FILE", help="GGUF file, or hf:REPO[:QUANT].  [default: the demo model]"
+)
 @click.option("-p", "--n-prompt", type=Counts(0), default="512", show_default=True, help="Prompts; 0: none.")
 @click.option("-n", "--n-gen", type=Counts(0), default="128", show_default=True, help="Tokens generated.")
 @click.option("-d", "--n-depth", type=Counts(0), default="0", show_default=True, help="Tokens before these.")

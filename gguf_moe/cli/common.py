@@ -22,7 +22,12 @@ DEMO_MODEL = Path(__file__).parents[1] / "models" / "demo.gguf"
 """What a command runs that can do without -m."""
 
 model_option = click.option(
-    "-m", "--model", "path", required=True, metavar="FILE", help="GGUF file, or any part of a split one."
+    "-m",
+    "--model",
+    "path",
+    required=True,
+    metavar="FILE",
+    help="GGUF file, any part of a split one, or hf:REPO[:QUANT] once it is pulled.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 pre_tokenizer_option = click.option(
@@ -112,6 +117,8 @@ STAGES = {
     "compiling": "compiling kernels (once)",
     "prompt": "prompt",
     "measuring": "measuring",
+    "downloading": "downloading",
+    "checking": "checking",
 }
 REDRAW_S = 0.1
 
@@ -129,9 +136,12 @@ class ProgressLine:
         if not self._on or (now - self._last < REDRAW_S and stage != "compiling"):
             return
         self._last = now
-        amount = f"{done}/{total}" if stage != "reading" else f"{done / 2**30:.1f}/{total / 2**30:.1f} GiB"
-        click.echo(f"\r\x1b[K{STAGES[stage]} {amount}", nl=False, err=True)
+        click.echo(f"\r\x1b[K{STAGES[stage]} {self.amount(stage, done, total)}", nl=False, err=True)
         self._shown = True
+
+    def amount(self, stage: str, done: int, total: int) -> str:
+        """How much of a stage is done."""
+        return f"{done}/{total}" if stage != "reading" else f"{done / 2**30:.1f}/{total / 2**30:.1f} GiB"
 
     def clear(self) -> None:
         """Remove the line."""

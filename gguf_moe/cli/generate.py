@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("prompt", required=False)
 @click.option(
-    "-m", "--model", "path", metavar="FILE", help="GGUF file.  [default: the demo model, simple stories]"
+    "-m", "--model", "path", metavar="FILE", help="GGUF file, or hf:REPO[:QUANT].  [default: the demo model]"
 )
 @click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The same as PROMPT.")
 @click.option("-n", "--n-predict", "max_tokens", type=click.IntRange(0), help="Stop after so many tokens.")

@@ -17,7 +17,9 @@ GRACE_S = 5
 
 
 @click.command()
-@click.option("-m", "--model", "path", metavar="FILE", help="GGUF file.  [default: the demo model]")
+@click.option(
+    "-m", "--model", "path", metavar="FILE", help="GGUF file, or hf:REPO[:QUANT].  [default: the demo model]"
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes any.")
 @click.option(
