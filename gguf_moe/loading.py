@@ -59,8 +59,9 @@ class Loaded:
         with ExitStack() as opened:
             opened.callback(self.checkpoint.close)
             weights = self._read(options)
+            self.kv_kind: Kind = placement.kv_kind(options.kv_type, self.hparams, weights)
             device = gpu_placement.open_device(
-                options.device, self.arch, self.hparams, weights, options.cache_dir
+                options.device, self.arch, self.hparams, weights, self.kv_kind, options.cache_dir
             )
             if device:
                 opened.callback(device.close)
@@ -99,8 +100,7 @@ class Loaded:
         return weights
 
     def _place(self, device: Device | None, options: Options, weights: Weights) -> GpuBudget | None:
-        """The KV cache's type and length; what may be taken of the GPU's memory, if there is one."""
-        self.kv_kind: Kind = placement.kv_kind(options.kv_type, weights)
+        """The KV cache's length; what may be taken of the GPU's memory, if there is one."""
         budget = GpuBudget(device, options.vram) if device else None
         self.n_parallel = 1 if device else options.parallel
         if budget:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from gguf_moe.errors import OptionError
 
+KV_TYPES = ("f16", "f32", "q8_0")
+"""What the KV cache may hold. q8_0 takes heads of 32, 64, ... elements, and the CPU."""
+
 
 def default_cache_dir() -> Path | None:
     """Where compiled kernels are kept: .cache/gguf-moe/kernels in the home directory, if there is one."""
@@ -28,7 +31,7 @@ class Options:
     vram: GPU memory that may be used, as "12G", "8000M" or "0.5" (of all); None takes what is free.
     policy: which experts the GPU keeps, a key of gguf_moe.experts.cache.POLICIES.
     heat: a file that Model.save_heat wrote; the GPU begins with the experts that were hot then.
-    kv_type: "f16" or "f32"; None takes f32 if the file's matrices are F32, else f16.
+    kv_type: one of KV_TYPES; None takes f32 if the file's matrices are F32, else f16.
     mmap: use the file where it lies; False reads it into memory.
     pre_tokenizer: overrides tokenizer.ggml.pre.
     cache_dir: where compiled kernels are kept; None keeps them in memory only.
@@ -54,8 +57,8 @@ class Options:
         _check_count("threads", self.threads, 1024)
         _check_count("n_batch", self.n_batch, 1 << 16)
         _check_count("parallel", self.parallel, 256)
-        if self.kv_type not in (None, "f16", "f32"):
-            raise OptionError(f"kv_type is {self.kv_type!r}, but must be f16 or f32.")
+        if self.kv_type not in (None, *KV_TYPES):
+            raise OptionError(f"kv_type is {self.kv_type!r}, but must be one of {', '.join(KV_TYPES)}.")
         if not re.fullmatch(r"auto|cpu|cuda:\d+", self.device):
             raise OptionError(f"device is {self.device!r}, but must be auto, cpu or cuda:N.")
 

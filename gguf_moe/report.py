@@ -85,7 +85,7 @@ def _verdict(checkpoint: Checkpoint) -> tuple[list[str], dict[int, int]]:
     with _noting(problems):
         arch = find_arch(checkpoint.metadata)
         hparams = read_hparams(checkpoint.metadata, arch)
-        kind = placement.kv_kind(None, load_weights(checkpoint, arch, hparams))
+        kind = placement.kv_kind(None, hparams, load_weights(checkpoint, arch, hparams))
     if hparams is None:  # no tensors were looked up; then all of them count
         with _noting(problems):
             require_kernels(checkpoint, [tensor.qtype for tensor in checkpoint.tensors.values()])

@@ -41,13 +41,18 @@ PIECES = (
 )  # fmt: skip
 
 
-def write_tiny(name: str, path: Path, *, quantized: bool = False) -> Path:
-    """Write a file of TINY, quantized or with the same weights in F32; returns the path."""
+def write_tiny(
+    name: str, path: Path, *, quantized: bool = False, keys: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a file of TINY, quantized or with the same weights in F32; returns the path.
+
+    keys: other values of the file's keys; the shapes follow them.
+    """
     tiny, arch = TINY[name], arch_of(name)
     writer = GGUFWriter(path, arch)
     writer.add_name(f"tiny {name}")
     n_vocab = _add_vocabulary(writer, tiny.pre)
-    keys: dict[str, Any] = COMMON | dict(tiny.keys)
+    keys = COMMON | dict(tiny.keys) | dict(keys or {})
     keys["block_count"] = tiny.n_layer + tiny.n_nextn
     if tiny.n_nextn:
         keys["nextn_predict_layers"] = tiny.n_nextn

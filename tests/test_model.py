@@ -110,7 +110,7 @@ def test_wrong_arguments_are_named(model, call, message):
         ({"threads": 0}, "threads is 0"),
         ({"n_ctx": -1}, "n_ctx is -1"),
         ({"device": "gpu"}, "device is 'gpu'"),
-        ({"kv_type": "q8_0"}, "kv_type is 'q8_0'"),
+        ({"kv_type": "q4_0"}, "kv_type is 'q4_0'"),
     ],
 )
 def test_wrong_load_options_are_named(options, message):

@@ -65,6 +65,20 @@ def test_an_empty_session_is_one_too(load, tmp_path):
         assert model.stats()["cached_tokens"] == 0
 
 
+def test_a_session_keeps_the_blocks_of_a_cache_in_q8_0(load, saved, tmp_path):
+    path, ids, _ = saved
+    with load(kv_type="q8_0") as model:
+        computed = model.logits([*ids, 7])[-1]
+        model.logits(ids)
+        model.save_session(tmp_path / "blocks")
+        with pytest.raises(gguf_moe.GGUFMoeError, match="other settings"):
+            model.load_session(path)
+    assert (tmp_path / "blocks").stat().st_size < path.stat().st_size * 0.6
+    with load(kv_type="q8_0") as model:
+        model.load_session(tmp_path / "blocks")
+        np.testing.assert_array_equal(model._context.extend([7], 1)[0], computed)
+
+
 def test_other_models_and_settings_refuse_it_and_go_on(load, saved):
     path, _, _ = saved
     for model in (load(FIXTURES / "fixture-spm.Q4_K_M.gguf"), load(kv_type="f32")):

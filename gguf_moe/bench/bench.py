@@ -54,6 +54,7 @@ class Bench:
         self.arch = find_arch(self._checkpoint.metadata)
         self.hparams = read_hparams(self._checkpoint.metadata, self.arch)
         self._weights = load_weights(self._checkpoint, self.arch, self.hparams)
+        self._kv_kind = placement.kv_kind(options.kv_type, self.hparams, self._weights)
         self._routing = self._load_routing(routing) if routing is not None else None
         self._device = self._open_device()
         self._has_gpu = self._device is not None
@@ -114,19 +115,18 @@ class Bench:
 
         On a GPU one context exists at a time, and begins with some expert in every slot.
         """
-        kind = placement.kv_kind(self._options.kv_type, self._weights)
         if self._has_gpu:
             self._device = self._device or self._open_device()
         budget = GpuBudget(self._device, self._options.vram) if self._device else None
         if not budget:
-            n_ctx = placement.context_length(self._checkpoint, self.hparams, kind, n_ctx)
+            n_ctx = placement.context_length(self._checkpoint, self.hparams, self._kv_kind, n_ctx)
         context = Context(
             self.arch,
             self.hparams,
             self._weights,
             n_ctx=n_ctx,
             n_batch=min(self._options.n_batch, n_ctx),
-            kv_kind=kind,
+            kv_kind=self._kv_kind,
             replay=Replay(self._routing) if self._routing else None,
         )
         if budget:
@@ -185,7 +185,7 @@ class Bench:
 
     def _open_device(self) -> Device | None:
         device, cache = self._options.device, self._options.cache_dir
-        return open_device(device, self.arch, self.hparams, self._weights, cache)
+        return open_device(device, self.arch, self.hparams, self._weights, self._kv_kind, cache)
 
     def _load_routing(self, path: str | os.PathLike[str]) -> Routing:
         routing, hp = load_routing(path), self.hparams

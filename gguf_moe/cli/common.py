@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_moe.errors import OptionError
+from gguf_moe.options import KV_TYPES
 
 if TYPE_CHECKING:
     from gguf_moe.model import Model
@@ -43,7 +44,7 @@ policy_option = click.option(
     show_default=True,
     help="Which experts the GPU keeps: decayed, lru, s3-fifo, fifo or static.",
 )
-kv_option = click.option("--kv", "kv_type", type=click.Choice(["f16", "f32"]), help="Type of the KV cache.")
+kv_option = click.option("--kv", "kv_type", type=click.Choice(KV_TYPES), help="Type of the KV cache.")
 no_mmap_option = click.option(
     "--no-mmap", is_flag=True, help="Read the file into memory instead of mapping it."
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from gguf_moe.checkpoint import ExpertTensors, Tensor
 from gguf_moe_kernels.activations import ActivationFormat
+from gguf_moe_kernels.quants import GGMLType
 
 
 class Op(enum.StrEnum):
@@ -57,12 +58,18 @@ class Rows(enum.StrEnum):
 
 
 class Kind(enum.Enum):
-    """The elements of a buffer that is not quantized."""
+    """The elements of a buffer, but for activations in int8."""
 
     F32 = "f32"
     F16 = "f16"
     I32 = "i32"
     I64 = "i64"
+    Q8_0 = "q8_0"
+    """Blocks of 32, like those of a file; in the KV cache."""
+
+    def row_size(self, n: int) -> int:
+        """Bytes of n elements; n is a multiple of 32 for Q8_0."""
+        return GGMLType[self.name].row_size(n)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def make_plan(
         arch = find_arch(checkpoint.metadata)
         hparams = read_hparams(checkpoint.metadata, arch)
         weights = load_weights(checkpoint, arch, hparams)
-        kind = placement.kv_kind(options.kv_type, weights)
+        kind = placement.kv_kind(options.kv_type, hparams, weights)
         budget = _gpu_budget(options.vram)
         n_ctx = options.n_ctx or _context(hparams, placement.cache_bytes(hparams, 1, kind), budget)
         sizes = sizes_of(hparams, weights, n_ctx, kind)

@@ -21,7 +21,7 @@ from gguf_moe.runtime.memory import Memory
 from gguf_moe.runtime.program import Program
 from gguf_moe_kernels.activations import ActivationFormat
 from gguf_moe_kernels.quants import GGMLType
-from gguf_moe_kernels.ref import activations, delta_net, matmul, ops
+from gguf_moe_kernels.ref import activations, delta_net, kv_cache, matmul, ops
 
 OnTask = Callable[[Task], None]
 """Called after each task; its outputs are in the memory then."""
@@ -185,14 +185,14 @@ def _quantize_heads(task: Task, arrays: _Arrays) -> None:
 
 
 def _kv_store(task: Task, arrays: _Arrays) -> None:
-    ops.kv_store(arrays.rows("x"), arrays["cache"], arrays.n_past, arrays.get("cells"))
+    kv_cache.kv_store(arrays.rows("x"), arrays["cache"], arrays.n_past, arrays.get("cells"))
 
 
 def _attention(task: Task, arrays: _Arrays) -> None:
     q, out = arrays.rows("q"), arrays.rows("out")
     sinks = {name: task.tensor(name).data.view(np.float32) for name in task.weights}
     k, v, cells = arrays["k"], arrays["v"], arrays.get("cells")
-    ops.attention(q, k, v, out, arrays.n_past, **task.options, **sinks, cells=cells)
+    kv_cache.attention(q, k, v, out, arrays.n_past, **task.options, **sinks, cells=cells)
 
 
 def _expert_rows(task: Task, arrays: _Arrays) -> None:

@@ -8,7 +8,7 @@ from gguf_moe.errors import OutOfMemoryError
 from gguf_moe.graph.task import Buffer, Kind, Rows
 from gguf_moe_kernels.activations import ActivationFormat
 
-_DTYPES: dict[Kind, type[np.generic]] = {
+_DTYPES: dict[Kind | ActivationFormat, type[np.generic]] = {
     Kind.F32: np.float32,
     Kind.F16: np.float16,
     Kind.I32: np.int32,
@@ -18,9 +18,7 @@ _DTYPES: dict[Kind, type[np.generic]] = {
 
 def row_size(buffer: Buffer) -> int:
     """Bytes of one row of a buffer."""
-    if isinstance(buffer.kind, ActivationFormat):
-        return buffer.kind.row_size(buffer.cols)
-    return buffer.cols * np.dtype(_DTYPES[buffer.kind]).itemsize
+    return buffer.kind.row_size(buffer.cols)
 
 
 class Memory:
@@ -63,9 +61,9 @@ class Memory:
 
 def _allocate(buffer: Buffer) -> np.ndarray:
     try:
-        if isinstance(buffer.kind, ActivationFormat):
-            return np.zeros((buffer.rows, row_size(buffer)), np.uint8)
-        return np.zeros((buffer.rows, buffer.cols), _DTYPES[buffer.kind])
+        if dtype := _DTYPES.get(buffer.kind):
+            return np.zeros((buffer.rows, buffer.cols), dtype)
+        return np.zeros((buffer.rows, row_size(buffer)), np.uint8)
     except MemoryError:
         mib = buffer.rows * row_size(buffer) / 2**20
         raise OutOfMemoryError(

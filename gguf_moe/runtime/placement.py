@@ -8,7 +8,7 @@ from collections.abc import Callable
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.weights import Weights
 from gguf_moe.checkpoint import Checkpoint
-from gguf_moe.errors import OutOfMemoryError
+from gguf_moe.errors import OptionError, OutOfMemoryError
 from gguf_moe.graph.task import Kind
 from gguf_moe.runtime import machine, pages
 from gguf_moe_kernels.quants import GGMLType
@@ -20,20 +20,43 @@ MIN_CONTEXT = 512
 KV_SHARE = 0.8
 """The share of the memory left beside the file that the default context may take."""
 GIB = 1 << 30
+_REMEDY = {
+    Kind.F32: "use a smaller context (--ctx) or --kv f16",
+    Kind.F16: "use a smaller context (--ctx) or --kv q8_0",
+    Kind.Q8_0: "use a smaller context (--ctx)",
+}
+"""Where a KV cache of a type does not fit."""
 
 
-def kv_kind(kv_type: str | None, weights: Weights) -> Kind:
-    """The KV cache's element type: as asked, or F32 for a file of F32 matrices, else F16."""
+def kv_kind(kv_type: str | None, hparams: HParams, weights: Weights) -> Kind:
+    """The KV cache's element type: as asked, or F32 for a file of F32 matrices, else F16.
+
+    Raises OptionError for q8_0 if heads are not whole blocks.
+    """
     if kv_type is not None:
-        return Kind(kv_type)
+        kind = Kind(kv_type)
+        if kind is Kind.Q8_0:
+            _check_blocks(hparams)
+        return kind
     qtypes = {tensor.qtype for block in weights.blk for tensor in block.tensors.values()}
     return Kind.F32 if qtypes == {GGMLType.F32} else Kind.F16
 
 
+def _check_blocks(hparams: HParams) -> None:
+    block_size = GGMLType.Q8_0.block_size
+    for il in hparams.kv_layers:
+        hp = hparams.of_layer(il)
+        for what, n in (("keys", hp.n_embd_head_k), ("values", hp.n_embd_head_v)):
+            if n % block_size:
+                raise OptionError(
+                    f"a KV cache of q8_0 has blocks of {block_size} elements, but a head's {what} have {n} "
+                    f"in layer {il} of this model; use f16 (--kv f16)."
+                )
+
+
 def cache_bytes(hparams: HParams, n_ctx: int, kind: Kind) -> int:
     """Bytes of the KV cache for n_ctx positions."""
-    size = 2 if kind is Kind.F16 else 4
-    return n_ctx * sum(hparams.of_layer(il).n_embd_cache for il in hparams.kv_layers) * size
+    return n_ctx * kind.row_size(sum(hparams.of_layer(il).n_embd_cache for il in hparams.kv_layers))
 
 
 def state_bytes(hparams: HParams) -> int:
@@ -66,7 +89,7 @@ def context_length(
             raise OutOfMemoryError(
                 f"{checkpoint.path}: the KV cache of {n_seq_max * n_ctx} positions needs "
                 f"{needed / GIB:.1f} GiB, but {available / GIB:.1f} GiB are available; "
-                "use a smaller context (--ctx) or --kv f16."
+                f"{_REMEDY[kind]}."
             )
         if n_ctx > hparams.n_ctx_train:
             logger.warning(

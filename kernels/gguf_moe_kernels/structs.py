@@ -72,7 +72,7 @@ ROPE = _struct("x n_head n_embd_head n_rot pair_stride cos sin rows")
 # the first cell is 0, and the position n_past + i. The GPU has one sequence. Sequence s begins at cell
 # s * n_ctx, and its tokens in a step are neighbours.
 
-# cache[cell + position] = x[i], n elements, as float16 or float32
+# cache[cell + position] = x[i], n elements, as float16, float32, or blocks of Q8_0 (34 bytes for 32 elements)
 KV_STORE = _struct("x cache n n_past cells rows")
 
 # out[i, h] = softmax(scale * q[i, h] . k[.., h']) . v[.., h'] over the cells from the sequence's first to the

@@ -18,7 +18,7 @@ SCRIPT = """if True:
     from gguf_moe_kernels.cpu.library import KernelLibrary
     from gguf_moe_kernels.cpu.simd import TIER
     from gguf_moe_kernels.quants import GGMLType
-    from gguf_moe_kernels.ref import activations, matmul, ops, quants
+    from gguf_moe_kernels.ref import activations, kv_cache, matmul, ops, quants
 
     library, rng = KernelLibrary(pathlib.Path(sys.argv[1])), np.random.default_rng(3)
 
@@ -62,15 +62,27 @@ SCRIPT = """if True:
     cache, expected = np.zeros((2, 80), np.float16), np.zeros((2, 80), np.float16)
     op("elementwise.kv_store_f16", structs.KV_STORE,
        {"x": x, "cache": cache, "n": 80, "n_past": past, "rows": n})
-    ops.kv_store(x, expected, 0)
+    kv_cache.kv_store(x, expected, 0)
     results["kv_store"] = [digest(cache), digest(expected)]
     q, scores, out, expected = x.copy(), np.zeros(2, np.float32), np.zeros_like(x), np.zeros_like(x)
     heads = {"n_head": 2, "n_head_kv": 2, "scale": 0.2}
     op("attention.attention_f16_1", structs.ATTENTION,
        {"q": q, "k": cache, "v": cache, "out": out, "n_embd_head_k": 40, "n_embd_head_v": 40, "v_width": 80,
         "n_past": past, "scores": scores, "scores_stride": 8, "rows": n, **heads})
-    ops.attention(q, cache, cache, expected, 0, **heads)
+    kv_cache.attention(q, cache, cache, expected, 0, **heads)
     results["attention"] = [digest(out), digest(expected)]
+    q = rng.standard_normal((2, 64), np.float32)
+    cache, expected = np.zeros((2, 68), np.uint8), np.zeros((2, 68), np.uint8)
+    op("elementwise.kv_store_q8_0", structs.KV_STORE,
+       {"x": q, "cache": cache, "n": 64, "n_past": past, "rows": n})
+    kv_cache.kv_store(q, expected, 0)
+    results["kv_store in blocks"] = [digest(cache), digest(expected)]
+    out, expected = np.zeros_like(q), np.zeros_like(q)
+    op("attention.attention_q8_0_1", structs.ATTENTION,
+       {"q": q, "k": cache, "v": cache, "out": out, "n_embd_head_k": 32, "n_embd_head_v": 32, "v_width": 64,
+        "n_past": past, "scores": scores, "scores_stride": 8, "rows": n, **heads})
+    kv_cache.attention(q, cache, cache, expected, 0, **heads)
+    results["attention over blocks"] = [digest(out), digest(expected)]
     gate, up = 5 * rng.standard_normal((2, 80), np.float32), x
     expected = gate.copy()
     op("elementwise.swiglu", structs.SWIGLU, {"gate": gate, "up": up, "n": 80, "rows": n})

@@ -23,6 +23,11 @@ def dense_file(tiny_gguf, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def write_tiny():
+    return tiny_models.write_tiny
+
+
+@pytest.fixture(scope="session")
 def recurrent_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "qwen3next.gguf"
     return tiny_models.write_tiny("qwen3next", path, quantized=True)

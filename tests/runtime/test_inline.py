@@ -21,7 +21,7 @@ def model_file(request, moe_file, dense_file):
     return moe_file if request.param == "moe" else dense_file
 
 
-@pytest.fixture(scope="session", params=[Kind.F16, Kind.F32], ids=["kv_f16", "kv_f32"])
+@pytest.fixture(scope="session", params=[Kind.F16, Kind.F32, Kind.Q8_0], ids=lambda kind: f"kv_{kind.value}")
 def kv_kind(request):
     return request.param
 

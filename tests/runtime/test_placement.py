@@ -1,5 +1,6 @@
 """What fits into memory, and the pages of a file that is not there yet."""
 
+import dataclasses
 import logging
 import os
 import sys
@@ -61,12 +62,21 @@ def test_cache_bytes_are_what_the_buffers_take(hparams):
     per_position = hparams.n_layer * hparams.n_head_kv * (hparams.n_embd_head_k + hparams.n_embd_head_v)
     assert placement.cache_bytes(hparams, 10, Kind.F16) == 10 * per_position * 2
     assert placement.cache_bytes(hparams, 10, Kind.F32) == 10 * per_position * 4
+    assert placement.cache_bytes(hparams, 10, Kind.Q8_0) == 10 * per_position * 34 // 32
 
 
 def test_the_cache_type_follows_the_matrices(checkpoint, hparams):
     weights = load_weights(checkpoint, find_arch(checkpoint.metadata), hparams)
-    assert placement.kv_kind("f32", weights) is Kind.F32
-    assert placement.kv_kind(None, weights) is Kind.F16
+    assert placement.kv_kind("f32", hparams, weights) is Kind.F32
+    assert placement.kv_kind(None, hparams, weights) is Kind.F16
+
+
+def test_heads_that_are_no_whole_blocks_are_refused(checkpoint, hparams):
+    weights = load_weights(checkpoint, find_arch(checkpoint.metadata), hparams)
+    assert placement.kv_kind("q8_0", hparams, weights) is Kind.Q8_0
+    narrow = dataclasses.replace(hparams, n_embd_head_v=48)
+    with pytest.raises(gguf_moe.OptionError, match=r"values have 48 in layer 0 .* use f16 \(--kv f16\)"):
+        placement.kv_kind("q8_0", narrow, weights)
 
 
 def test_a_file_beyond_memory_is_warned_about_with_numbers(monkeypatch, checkpoint, caplog):

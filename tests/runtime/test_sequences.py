@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gguf_moe.errors import ContextFullError
+from gguf_moe.graph.task import Kind
 from gguf_moe.runtime.sequence import Part
 
 PROMPTS = [[1, 9, 4, 7, 3], [1, 9, 4, 2], [5]]
@@ -18,11 +19,21 @@ def alone(context, prompt, more):
     return [context.extend(prompt, 1)[0].copy(), *(context.extend([token], 1)[0].copy() for token in more)]
 
 
-@pytest.fixture(scope="module", params=["moe_file", "dense_file", "recurrent_file"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("moe_file", Kind.F16),
+        ("dense_file", Kind.F16),
+        ("moe_file", Kind.Q8_0),
+        ("recurrent_file", Kind.F16),
+    ],
+    ids=lambda param: f"{param[0]}-{param[1].value}",
+)
 def expected(request, crew_context):
-    path = request.getfixturevalue(request.param)
-    with crew_context(path, 1) as context:
-        return path, [alone(context, *both) for both in zip(PROMPTS, NEXT, strict=True)]
+    """A file, the type of the cache, and the logits of each sequence alone."""
+    path, kv_kind = request.getfixturevalue(request.param[0]), request.param[1]
+    with crew_context(path, 1, kv_kind=kv_kind) as context:
+        return path, kv_kind, [alone(context, *both) for both in zip(PROMPTS, NEXT, strict=True)]
 
 
 def take_turns(context, assert_same_bits, expected):
@@ -40,21 +51,23 @@ def take_turns(context, assert_same_bits, expected):
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_each_sequence_has_the_bits_that_it_has_alone(crew_context, expected, n_threads, assert_same_bits):
-    path, logits = expected
-    with crew_context(path, n_threads, n_seq_max=3) as context:
+    path, kv_kind, logits = expected
+    with crew_context(path, n_threads, n_seq_max=3, kv_kind=kv_kind) as context:
         take_turns(context, assert_same_bits, logits)
 
 
 def test_the_oracle_agrees(inline_context, expected, assert_same_bits):
-    path, logits = expected
-    with contextlib.closing(inline_context(path, n_seq_max=3)) as context:
+    path, kv_kind, logits = expected
+    with contextlib.closing(inline_context(path, n_seq_max=3, kv_kind=kv_kind)) as context:
         take_turns(context, assert_same_bits, logits)
 
 
-@pytest.mark.parametrize("expected", ["moe_file", "dense_file"], indirect=True)
+@pytest.mark.parametrize(
+    "expected", [("moe_file", Kind.F16), ("dense_file", Kind.F16), ("moe_file", Kind.Q8_0)], indirect=True
+)
 def test_a_prefix_is_copied_and_goes_on_as_if_computed(crew_context, expected, assert_same_bits):
-    path, logits = expected
-    with crew_context(path, 2, n_seq_max=2) as context:
+    path, kv_kind, logits = expected
+    with crew_context(path, 2, n_seq_max=2, kv_kind=kv_kind) as context:
         a, b = context.sequences
         context.step([Part(a, PROMPTS[0], 0)])
         context.copy_prefix(a, b, 3)

@@ -58,17 +58,18 @@ class GpuBudget:
 
 
 def open_device(
-    name: str, arch: Arch, hparams: HParams, weights: Weights, cache: Path | None
+    name: str, arch: Arch, hparams: HParams, weights: Weights, kv_kind: Kind, cache: Path | None
 ) -> Device | None:
     """The GPU of this name ("cuda:N"); for "auto" the first one, or None if it cannot run the model.
 
-    `cache` is where compiled kernels are kept. Raises DeviceError or UnsupportedModelError for "cuda:N".
+    kv_kind: the type of the KV cache. `cache` is where compiled kernels are kept. Raises DeviceError or
+    UnsupportedModelError for "cuda:N".
     """
     if name == "cpu":
         return None
     try:
         _check_types(weights)
-        check_ops(build_graph(arch, hparams, weights, n_tokens=1, n_ctx=1, kv_kind=Kind.F16))
+        check_ops(build_graph(arch, hparams, weights, n_tokens=1, n_ctx=1, kv_kind=kv_kind))
         return CudaDevice(0 if name == "auto" else int(name.removeprefix("cuda:")), cache)
     except (DeviceError, UnsupportedModelError) as e:
         if name != "auto":

@@ -2,13 +2,11 @@
 
 One chunk is one token and a few heads that share their keys and values, so that these are read once. The
 arithmetic is in a fixed order whatever the chunks and threads are: scores by the float dot product of dot.py,
-softmax in float32 with the sum in dot.py's order, values added by fma in ascending position.
+softmax in float32 with the sum in dot.py's order, values added by fma in ascending position. In a cache of
+Q8_0 keys and values are the float32 that its blocks stand for; queries are not quantized.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numba import carray, njit
@@ -18,7 +16,8 @@ from gguf_moe_kernels.cpu.arithmetic import ONE, exp, fma
 from gguf_moe_kernels.cpu.compile import Kernel, op
 from gguf_moe_kernels.cpu.dot import make_dot_float, sum_f32
 from gguf_moe_kernels.cpu.elementwise import cell_of
-from gguf_moe_kernels.cpu.memory import ask_for, load_f16, load_f32, load_i64, make_stack, store_f32
+from gguf_moe_kernels.cpu.kv_cache import F16, F32, Q8_0, Elements
+from gguf_moe_kernels.cpu.memory import ask_for, load_f32, load_i64, make_stack, store_f32
 from gguf_moe_kernels.cpu.queries import (
     add_products,
     add_weighted,
@@ -28,7 +27,7 @@ from gguf_moe_kernels.cpu.queries import (
     store_halved,
     sum_sixteen,
 )
-from gguf_moe_kernels.cpu.vector import load_f16x32, load_f32x16, load_f32x32, store_f32x16
+from gguf_moe_kernels.cpu.vector import load_f32x16, store_f32x16
 
 ZERO = np.float32(0.0)
 AT_ONCE = 16
@@ -77,9 +76,10 @@ def scale_exponentials(scores, n, largest, more):
         store_f32(scores, 4 * j, load_f32(scores, 4 * j) * inverse)
 
 
-def make_attention(load_32: Callable[..., Any], load_1: Callable[..., Any], size: int, n: int) -> Kernel:
-    """The attention op for a cache whose elements have `size` bytes, with n heads in a chunk."""
-    dot = make_dot_float(load_32, load_1, size)
+def make_attention(elements: Elements, n: int) -> Kernel:
+    """The attention op for a cache of such elements, with n heads in a chunk."""
+    nbytes, load_32, load_1 = elements.nbytes, elements.load_32, elements.load
+    dot = make_dot_float(load_32, load_1, 1)  # offsets are numbers of elements
     zero, (load_out, store_out) = make_zero(n), make_load_store(n)
     stack_products = make_stack(n * AT_ONCE * 64)
 
@@ -88,11 +88,11 @@ def make_attention(load_32: Callable[..., Any], load_1: Callable[..., Any], size
         """Of AT_ONCE positions: the dot product's lanes, of which 16 are left, to `products`."""
         for j in range(0, AT_ONCE, 2):
             a, b, at = zero(), zero(), k + j * k_stride
-            ask_for(at + AT_ONCE * k_stride, size * d)
-            ask_for(at + (AT_ONCE + 1) * k_stride, size * d)
+            ask_for(at + AT_ONCE * k_stride, nbytes(d))
+            ask_for(at + (AT_ONCE + 1) * k_stride, nbytes(d))
             for i in range(0, d, 32):
-                a = add_products(a, load_32(at, size * i), q, q_stride, 4 * i)
-                b = add_products(b, load_32(at + k_stride, size * i), q, q_stride, 4 * i)
+                a = add_products(a, load_32(at, i), q, q_stride, 4 * i)
+                b = add_products(b, load_32(at + k_stride, i), q, q_stride, 4 * i)
             store_halved(products + j * 64, AT_ONCE * 64, a)
             store_halved(products + (j + 1) * 64, AT_ONCE * 64, b)
 
@@ -124,18 +124,18 @@ def make_attention(load_32: Callable[..., Any], load_1: Callable[..., Any], size
         for start in range(0, n_kv, AT_ONCE):
             end = min(start + AT_ONCE, n_kv)
             for j in range(start, end):
-                ask_for(v + (j + AT_ONCE) * v_stride, size * d)
+                ask_for(v + (j + AT_ONCE) * v_stride, nbytes(d))
             for i in range(0, whole, 32):
                 acc = load_out(out, 4 * d, 4 * i)
                 for j in range(start, end):
-                    acc = add_weighted(acc, load_32(v + j * v_stride, size * i), scores, scores_stride, 4 * j)
+                    acc = add_weighted(acc, load_32(v + j * v_stride, i), scores, scores_stride, 4 * j)
                 store_out(out, 4 * d, 4 * i, acc)
             for h in range(n):
                 for i in range(whole, d):
                     total = load_f32(out, 4 * (h * d + i))
                     for j in range(start, end):
                         weight = load_f32(scores + h * scores_stride, 4 * j)
-                        total = fma(weight, load_1(v + j * v_stride, size * i), total)
+                        total = fma(weight, load_1(v + j * v_stride, i), total)
                     store_f32(out, 4 * (h * d + i), total)
 
     @op(structs.ATTENTION)
@@ -147,8 +147,8 @@ def make_attention(load_32: Callable[..., Any], load_1: Callable[..., Any], size
             return 0
         head_kv = head // (n_head // n_head_kv)
         q, out = a.q + 4 * (token * n_head + head) * d_k, a.out + 4 * (token * n_head + head) * d_v
-        k, k_stride = a.k + size * head_kv * d_k, size * n_head_kv * d_k
-        v, v_stride = a.v + size * head_kv * d_v, size * a.v_width
+        k, k_stride = a.k + nbytes(head_kv * d_k), nbytes(n_head_kv * d_k)
+        v, v_stride = a.v + nbytes(head_kv * d_v), nbytes(a.v_width)
         scores = a.scores + thread * n * a.scores_stride
         first, position = cell_of(a.cells, a.n_past, token)
         n_kv = position + 1
@@ -170,9 +170,8 @@ def make_attention(load_32: Callable[..., Any], load_1: Callable[..., Any], size
     return attention
 
 
-attention_f16_1, attention_f16_2, attention_f16_4 = (
-    make_attention(load_f16x32, load_f16, 2, n) for n in structs.HEADS_AT_ONCE
-)
-attention_f32_1, attention_f32_2, attention_f32_4 = (
-    make_attention(load_f32x32, load_f32, 4, n) for n in structs.HEADS_AT_ONCE
+attention_f16_1, attention_f16_2, attention_f16_4 = (make_attention(F16, n) for n in structs.HEADS_AT_ONCE)
+attention_f32_1, attention_f32_2, attention_f32_4 = (make_attention(F32, n) for n in structs.HEADS_AT_ONCE)
+attention_q8_0_1, attention_q8_0_2, attention_q8_0_4 = (
+    make_attention(Q8_0, n) for n in structs.HEADS_AT_ONCE
 )

@@ -24,7 +24,7 @@ ZERO = np.float32(0.0)
 def make_dot_float(
     load_vector: Callable[..., Any], load_one: Callable[..., Any], size: int
 ) -> Callable[..., Any]:
-    """dot(w, x, n): w is read with the given loads (`size` bytes an element), x is float32 [n]."""
+    """dot(w, x, n): w is read with the given loads (offsets go by `size` an element), x is float32 [n]."""
 
     @njit
     def dot(w, x, n):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from numba import carray, njit
 
 from gguf_moe_kernels import structs
@@ -12,15 +9,8 @@ from gguf_moe_kernels.constants import OAI_ALPHA, OAI_LIMIT
 from gguf_moe_kernels.cpu.arithmetic import ONE, TWO, exp, fma, gelu, sigmoid, silu, sqrt, to_float
 from gguf_moe_kernels.cpu.compile import Kernel, op
 from gguf_moe_kernels.cpu.dot import dot_f32
-from gguf_moe_kernels.cpu.memory import (
-    copy_bytes,
-    load_f32,
-    load_i32,
-    load_i64,
-    make_call,
-    store_f16,
-    store_f32,
-)
+from gguf_moe_kernels.cpu.kv_cache import F16, F32, Q8_0, Elements
+from gguf_moe_kernels.cpu.memory import copy_bytes, load_f32, load_i32, load_i64, make_call, store_f32
 
 call_dequantize = make_call(3)
 
@@ -144,8 +134,9 @@ def cell_of(cells, n_past, token):
     return 0, load_i64(n_past, 0) + token
 
 
-def make_kv_store(store: Callable[..., Any], size: int) -> Kernel:
-    """The kv_store op for a cache whose elements have `size` bytes."""
+def make_kv_store(elements: Elements) -> Kernel:
+    """The kv_store op for a cache of such elements."""
+    nbytes, store = elements.nbytes, elements.store
 
     @op(structs.KV_STORE)
     def kv_store(args, chunk, thread):
@@ -153,16 +144,13 @@ def make_kv_store(store: Callable[..., Any], size: int) -> Kernel:
         if chunk >= load_i64(a.rows, 0):
             return 0
         first, position = cell_of(a.cells, a.n_past, chunk)
-        n, x, cache = a.n, a.x + chunk * 4 * a.n, a.cache + (first + position) * size * a.n
-        for i in range(n):
-            store(cache, size * i, load_f32(x, 4 * i))
+        store(a.cache + (first + position) * nbytes(a.n), a.x + chunk * 4 * a.n, a.n)
         return 1
 
     return kv_store
 
 
-kv_store_f16 = make_kv_store(store_f16, 2)
-kv_store_f32 = make_kv_store(store_f32, 4)
+kv_store_f16, kv_store_f32, kv_store_q8_0 = (make_kv_store(elements) for elements in (F16, F32, Q8_0))
 
 
 @op(structs.SWIGLU)

@@ -18,7 +18,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, models, register_model
 
 from gguf_moe_kernels.cpu.half import f16_to_f32
-from gguf_moe_kernels.cpu.memory import F16, F32, I1, I8, I16, I32, make_load, make_store
+from gguf_moe_kernels.cpu.memory import F16, F32, I1, I8, I16, I32, I64, make_load, make_store, pointer
 
 
 class Vector(types.Type):
@@ -67,6 +67,23 @@ def _bf16_to_f32(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 load_bf16x32 = make_load(f32x32, ir.VectorType(I16, 32), _bf16_to_f32)
+
+
+@intrinsic
+def load_q8_0x32(typingctx, base, offset):
+    """The 32 elements of a block of Q8_0 as float32; the products are exact."""
+
+    def codegen(context, builder, sig, args):
+        d = builder.load(pointer(builder, *args, F16))
+        d.align = 1
+        quants = builder.load(
+            pointer(builder, args[0], builder.add(args[1], ir.Constant(I64, 2)), i8x32.llvm)
+        )
+        quants.align = 1
+        floats = builder.sitofp(builder.sext(quants, ir.VectorType(I32, 32)), f32x32.llvm)
+        return builder.fmul(floats, splat(builder, f16_to_f32(builder, d), 32))
+
+    return f32x32(types.int64, types.int64), codegen
 
 
 def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:

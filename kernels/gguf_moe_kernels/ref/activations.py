@@ -55,6 +55,16 @@ def quantize(activation: ActivationFormat, x: np.ndarray) -> np.ndarray:
     return rows
 
 
+def q8_0_blocks(x: np.ndarray) -> np.ndarray:
+    """Rows of float32 [rows, n] as blocks of Q8_0, like those of a file: u8 [rows, 34 * n / 32]."""
+    n_rows, n = x.shape
+    found = planes(ActivationFormat.Q8_0, quantize(ActivationFormat.Q8_0, x), n)
+    with np.errstate(over="ignore"):
+        d = found.d.astype(np.float16)[..., None].view(np.uint8)
+    q = found.q.astype(np.int8).view(np.uint8).reshape(n_rows, n // 32, 32)
+    return np.concatenate([d, q], axis=2).reshape(n_rows, -1)
+
+
 def planes(activation: ActivationFormat, rows: np.ndarray, n: int) -> Planes:
     """The planes of rows of n quantized activations, u8 [rows, row_size]."""
     n_rows, n_blocks = len(rows), n // activation.block_size

@@ -13,7 +13,8 @@ import numpy as np
 
 from gguf_moe_kernels.ref import exact
 from gguf_moe_kernels.ref.exact import ONE, fma, quiet
-from gguf_moe_kernels.ref.ops import own_cells, sigmoid
+from gguf_moe_kernels.ref.kv_cache import own_cells
+from gguf_moe_kernels.ref.ops import sigmoid
 
 
 @quiet

@@ -91,22 +91,6 @@ def rope(
 
 
 @quiet
-def kv_store(x: np.ndarray, cache: np.ndarray, n_past: int, cells: np.ndarray | None = None) -> None:
-    """cache[n_past + i] = x[i], or where `cells` says. cache: float16 or float32 [n_ctx, n].
-
-    cells: int32 [rows, 2], for each token the first cell of its sequence and its position there.
-    """
-    cache[own_cells(len(x), n_past, cells).sum(axis=1)] = x
-
-
-def own_cells(n: int, n_past: int, cells: np.ndarray | None) -> np.ndarray:
-    """First cell and position of n tokens, int [n, 2]."""
-    if cells is not None:
-        return cells[:n]
-    return np.stack([np.zeros(n, np.int64), n_past + np.arange(n)], axis=1)
-
-
-@quiet
 def softmax(x: np.ndarray, sinks: np.ndarray | None = None) -> np.ndarray:
     """exp(x - largest) / sum over the last axis; `sinks` are one more element of each row, added last."""
     largest = x.max(axis=-1)
@@ -122,52 +106,6 @@ def softmax(x: np.ndarray, sinks: np.ndarray | None = None) -> np.ndarray:
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x))."""
     return ONE / (ONE + exact.exp(-x))
-
-
-@quiet
-def attention(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    out: np.ndarray,
-    n_past: int,
-    n_head: int,
-    n_head_kv: int,
-    scale: float,
-    n_swa: int = 0,
-    chunked: int = 0,
-    sinks: np.ndarray | None = None,
-    cells: np.ndarray | None = None,
-) -> None:
-    """out[i, h] = softmax(scale * q[i, h] . k[first : n_past + i + 1, h']) . v[first : n_past + i + 1, h'].
-
-    h' = h / (n_head / n_head_kv), rounded down. k, v: float16 or float32 [n_ctx, n_head_kv * head width].
-    With `cells`, as for kv_store, the cells seen are those of the token's sequence up to its own. A token
-    sees the last n_swa positions, its own among them; with n_swa 0 it sees all; with `chunked`
-    those of its own stretch of n_swa. A sink, one number for a
-    head, takes part in the softmax as a score does, but has no value. Values are added by fma in ascending
-    position. The heads of v are as wide as those of out; what is behind them in a row is left.
-    """
-    n = len(q)
-    queries = q.reshape(n, n_head, -1)
-    group = n_head // n_head_kv
-    v = v[:, : out.shape[1] // group]
-    for i, (start, position) in enumerate(own_cells(n, n_past, cells)):
-        end = start + position + 1
-        first = start
-        if n_swa:
-            first = start + position // n_swa * n_swa if chunked else max(start, end - n_swa)
-        n_kv = end - first
-        keys, values = (
-            cache[first:end].astype(np.float32).reshape(n_kv, n_head_kv, -1).repeat(group, axis=1)
-            for cache in (k, v)
-        )
-        scores = np.float32(scale) * exact.dot(keys, queries[i])  # [n_kv, n_head]
-        weights = softmax(scores.T, sinks)
-        total = np.zeros(values.shape[1:], np.float32)
-        for j in range(n_kv):
-            total = fma(weights[:, j, None], values[j], total)
-        out[i] = total.reshape(-1)
 
 
 @quiet

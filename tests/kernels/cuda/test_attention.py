@@ -6,7 +6,7 @@ import pytest
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ActivationFormat
 from gguf_moe_kernels.cuda.launch import attention_scores_stride, attention_splits
-from gguf_moe_kernels.ref import activations, ops
+from gguf_moe_kernels.ref import activations, kv_cache
 
 N_CTX = 320
 
@@ -58,7 +58,7 @@ def test_attention(
     options = {"n_head": n_head, "n_head_kv": n_head_kv, "n_past": n_past, "n_swa": n_swa, "chunked": chunked}
     options["sinks"] = normal(rng, n_head) if has_sinks else None
     expected = np.zeros((rows, n_head * d_v), np.float32)
-    ops.attention(q, k, v, expected, scale=0.2, **options)
+    kv_cache.attention(q, k, v, expected, scale=0.2, **options)
     walked = attend(q, k, v, **options)
     error = ((walked - expected).astype(float) ** 2).sum() / (expected.astype(float) ** 2).sum()
     assert error < 1e-11

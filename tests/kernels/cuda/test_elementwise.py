@@ -7,7 +7,7 @@ from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ActivationFormat
 from gguf_moe_kernels.cuda.source import QTYPES
 from gguf_moe_kernels.quants import GGMLType
-from gguf_moe_kernels.ref import activations, ops
+from gguf_moe_kernels.ref import activations, kv_cache, ops
 
 
 def normal(rng, *shape):
@@ -79,7 +79,7 @@ def test_kv_store(rng, call, assert_same_bits, dtype):
     x[0, :7] = 65520, 65519, 6e-8, 2.98e-8, -1e-9, np.nan, 6.1e-5
     name = f"elementwise.kv_store_{'f16' if dtype is np.float16 else 'f32'}"
     call(name, structs.KV_STORE, x=x, cache=cache, n=300, n_past=4, cells=0, rows=3)
-    ops.kv_store(x, expected, 4)
+    kv_cache.kv_store(x, expected, 4)
     assert_same_bits(cache, expected)
 
 

@@ -9,7 +9,7 @@ from gguf_moe.arch.hparams import read_hparams
 from gguf_moe.arch.weights import load_weights
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import UnsupportedModelError
-from gguf_moe.graph.task import Op
+from gguf_moe.graph.task import Kind, Op
 from gguf_moe.runtime.gpu import lower, placement
 from gguf_moe_kernels.quants import GGMLType
 
@@ -25,7 +25,13 @@ def model(tiny_gguf, tmp_path):
 def test_a_model_with_an_operation_that_the_gpu_lacks_runs_on_the_cpu(model, monkeypatch, caplog):
     monkeypatch.delitem(lower._LOWER, Op.ROPE)
     with caplog.at_level(logging.INFO):
-        assert placement.open_device("auto", *model, None) is None
+        assert placement.open_device("auto", *model, Kind.F16, None) is None
     assert "runs on the CPU: the GPU does not have this model's rope operation yet" in caplog.text
     with pytest.raises(UnsupportedModelError, match="rope operation yet; use --device cpu"):
-        placement.open_device("cuda:0", *model, None)
+        placement.open_device("cuda:0", *model, Kind.F16, None)
+
+
+def test_a_kv_cache_of_q8_0_is_the_cpus(model):
+    assert placement.open_device("auto", *model, Kind.Q8_0, None) is None
+    with pytest.raises(UnsupportedModelError, match="no KV cache of q8_0; use f16"):
+        placement.open_device("cuda:0", *model, Kind.Q8_0, None)

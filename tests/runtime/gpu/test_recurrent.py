@@ -62,6 +62,6 @@ def test_heads_that_are_too_wide_are_left_to_the_cpu(recurrent_file, monkeypatch
         arch = find_arch(checkpoint.metadata)
         hparams = read_hparams(checkpoint.metadata, arch)
         weights = load_weights(checkpoint, arch, hparams)
-        assert open_device("auto", arch, hparams, weights, None) is None
+        assert open_device("auto", arch, hparams, weights, Kind.F16, None) is None
         with pytest.raises(UnsupportedModelError, match=r"up to 8 .* heads of 16; use --device cpu"):
-            open_device("cuda:0", arch, hparams, weights, None)
+            open_device("cuda:0", arch, hparams, weights, Kind.F16, None)
