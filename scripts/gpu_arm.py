@@ -74,7 +74,7 @@ def start(stack: ExitStack, file: Path, config: Config) -> Context:
         weights,
         n_ctx=config.n_ctx,
         n_batch=32,
-        kv_kind=placement.kv_kind(None, weights),
+        kv_kind=placement.kv_kind(None, hparams, weights),
         replay=Replay(Routing(ids, shape.n_expert)),
     )
     stack.enter_context(closing(context))

@@ -37,7 +37,7 @@ def start(stack: ExitStack, file: Path, share: float, n_ctx: int, prompt_bytes: 
     hparams = read_hparams(checkpoint.metadata, arch)
     weights = load_weights(checkpoint, arch, hparams)
     library = stack.enter_context(closing(KernelLibrary(default_cache_dir())))
-    kind = placement.kv_kind(None, weights)
+    kind = placement.kv_kind(None, hparams, weights)
     context = Context(arch, hparams, weights, n_ctx=n_ctx, n_batch=512, kv_kind=kind)
     stack.enter_context(closing(context))
     device, threads = CudaDevice(0, default_cache_dir()), machine.default_threads(beside_gpu=True)

@@ -32,8 +32,9 @@ from gguf_moe.options import default_cache_dir
 from gguf_moe.runtime import machine
 from gguf_moe.runtime.context import Context, kernels_of
 from gguf_moe.runtime.gpu.device import CudaDevice, Device, wait
+from gguf_moe.runtime.gpu.hybrid import StepProgram
 from gguf_moe.runtime.gpu.placement import register_file
-from gguf_moe.runtime.gpu.runner import GpuRunner, StepProgram
+from gguf_moe.runtime.gpu.runner import GpuRunner
 from gguf_moe_kernels.cpu.library import KernelLibrary
 
 REPLAYS = 30
@@ -100,8 +101,8 @@ class Timed:
         device, stream = self.device, self.device.stream()
 
         def queue() -> None:
-            for number, launch in enumerate(launches):
-                program.launch(stream, launch, number > 0)
+            for launch in launches:
+                program.launch(stream, launch)
 
         graph = device.capture(stream, queue)
         for n in (2, REPLAYS):

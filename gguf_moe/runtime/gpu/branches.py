@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gguf_moe.runtime.gpu.device import Device
-from gguf_moe.runtime.gpu.lower import Launch
+from gguf_moe.runtime.gpu.ops import Launch
 
 N_STREAMS = 4
 """More independent launches than this are rare: q, k, v and their parts."""
@@ -22,10 +22,10 @@ class Branches:
         self._device = device
         self._streams = [main, *(device.stream() for _ in range(N_STREAMS - 1))]
 
-    def queue(self, launches: Sequence[Launch], launch_on: Callable[[Any, Launch, bool], None]) -> None:
+    def queue(self, launches: Sequence[Launch], launch_on: Callable[[Any, Launch], None]) -> None:
         """Queue them behind all that is on the main stream, which at the end waits for them all.
 
-        launch_on(stream, launch, early) queues one of them; see Device.launch.
+        launch_on(stream, launch) queues one of them.
         """
         device, streams = self._device, self._streams
         afters = needed_waits(launches)
@@ -43,10 +43,10 @@ class Branches:
             if after and not free and len(place) not in followed:
                 free = [place[after[-1]]]
             at = free[0] if free else last.index(min(last))
-            elsewhere = [n for n in after if place[n] != at]
-            for n in elsewhere:
-                device.wait_for(streams[at], events[n])
-            launch_on(streams[at], launch, last[at] >= 0 and not elsewhere)
+            for n in after:
+                if place[n] != at:
+                    device.wait_for(streams[at], events[n])
+            launch_on(streams[at], launch)
             events.append(device.event(streams[at]))
             last[at] = len(place)
             place.append(at)

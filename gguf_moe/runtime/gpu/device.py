@@ -18,6 +18,8 @@ REGISTER_READ_ONLY = 8
 """cudaHostRegisterReadOnly: what a map of a file that can't be written needs."""
 COPY_ANY = 4
 """cudaMemcpyDefault: the driver sees from the addresses where they are."""
+STEP_LIMIT_S = 60.0
+"""How long the GPU may take for a step, or after the crew has finished its part of one."""
 SPIN_S = 500e-6
 """How long a stream is looked at without a pause: a step's end is near, and a sleep would take longer."""
 POLL_S = 20e-6
@@ -57,12 +59,8 @@ class Device(Protocol):
     def copy(self, stream: Any, target: int, source: int, nbytes: int) -> None:
         """Queue a copy between any two addresses. Main memory must be pinned or registered."""
 
-    def launch(self, stream: Any, kernel: str, arguments: np.ndarray, rows: int, early: bool = False) -> None:
-        """Queue a kernel with its argument struct, for at most so many rows.
-
-        early: what was queued last on the stream is a kernel too, and this one may take its place on the
-        device while that one still runs.
-        """
+    def launch(self, stream: Any, kernel: str, arguments: np.ndarray, rows: int) -> None:
+        """Queue a kernel with its argument struct, for at most so many rows."""
 
     def wait_for(self, stream: Any, event: Any) -> None:
         """Let what is queued on a stream from now on wait for a mark of another stream."""
@@ -86,8 +84,12 @@ class Device(Protocol):
         """Give all memory back."""
 
 
-def wait(device: Device, stream: Any, limit_s: float) -> None:
-    """Wait until a stream is idle, so that signals are seen. Raises DeviceError after limit_s seconds."""
+def wait(device: Device, stream: Any, limit_s: float | None = None) -> None:
+    """Wait until a stream is idle, so that signals are seen.
+
+    Raises DeviceError after limit_s seconds, or STEP_LIMIT_S.
+    """
+    limit_s = STEP_LIMIT_S if limit_s is None else limit_s
     start = time.monotonic()
     while not device.is_idle(stream):
         waited = time.monotonic() - start
@@ -174,11 +176,10 @@ class CudaDevice:
         with self._use():
             self._runtime.memcpyAsync(target, source, nbytes, COPY_ANY, stream.ptr)
 
-    def launch(self, stream: Any, kernel: str, arguments: np.ndarray, rows: int, early: bool = False) -> None:
+    def launch(self, stream: Any, kernel: str, arguments: np.ndarray, rows: int) -> None:
         size = launch_of(kernel, arguments, rows)
         with self._use():
-            loaded = self._library.kernel(kernel)
-            loaded.launch(stream, size.grid, size.block, size.shared, arguments, early)
+            self._library.kernel(kernel).launch(stream, size.grid, size.block, size.shared, arguments)
 
     def wait_for(self, stream: Any, event: Any) -> None:
         with self._use():

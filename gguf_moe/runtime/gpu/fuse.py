@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gguf_moe.runtime.gpu.lower import Launch
+from gguf_moe.runtime.gpu.ops import Launch
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.cuda.launch import FEW_HEADS, MOST_CHOICES, SHORT
 from gguf_moe_kernels.cuda.source import QTYPES

@@ -14,7 +14,7 @@ from gguf_moe.experts.budget import default_context, free_budget, parse_vram, sl
 from gguf_moe.graph.decoder import build_graph
 from gguf_moe.graph.task import Kind
 from gguf_moe.runtime.gpu.device import CudaDevice, Device
-from gguf_moe.runtime.gpu.lower import check_ops
+from gguf_moe.runtime.gpu.ops import check_ops
 from gguf_moe.runtime.gpu.runner import GpuRunner
 from gguf_moe.runtime.placement import cache_bytes
 from gguf_moe_kernels.cuda.source import QTYPES

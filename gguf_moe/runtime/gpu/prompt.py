@@ -14,9 +14,9 @@ import numpy as np
 
 from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.graph.task import Graph, Op, Rows, Task
-from gguf_moe.runtime.gpu.device import Device
-from gguf_moe.runtime.gpu.lower import HOST_OPS, Launch, lower_alone
+from gguf_moe.runtime.gpu.device import Device, wait
 from gguf_moe.runtime.gpu.memory import NOWHERE, Area, DeviceWeights
+from gguf_moe.runtime.gpu.ops import HOST_OPS, Launch, lower_alone
 from gguf_moe.runtime.gpu.ring import Ring
 from gguf_moe.runtime.gpu.slots import ExpertSlots
 from gguf_moe.runtime.gpu.step import Embed, StepBuffers
@@ -99,8 +99,25 @@ class PromptProgram:
         """Bytes of experts that came through the ring so far."""
         return self._ring.copied_bytes
 
-    def start(self, number: int, step: Step, embed: Embed, stream: Any) -> None:
-        """Queue a whole step."""
+    def run(self, number: int, step: Step, embed: Embed, stream: Any) -> None:
+        """Run a step, of this number since loading, to its end."""
+        try:
+            self._queue(number, step, embed, stream)
+        finally:
+            for working in (stream, self._ring.stream):
+                wait(self._device, working)
+
+    def logits(self, n_outputs: int) -> np.ndarray:
+        """Of the step that was run last: float32 [n_outputs, n_vocab]."""
+        return self._buffers.logits(n_outputs)
+
+    def chosen(self, n: int) -> list[list[int]]:
+        """For each layer with experts the ids that the router chose for n tokens."""
+        ids = self._chosen.view(np.int32).reshape(len(self._ids), -1)
+        return [of_layer.tolist() for of_layer in ids[:, : n * self._n_expert_used]]
+
+    def _queue(self, number: int, step: Step, embed: Embed, stream: Any) -> None:
+        """Put all of a step on the stream."""
         self._slots.lend(self._n_lent)
         self._buffers.write(number, step, len(step.tokens) * self._n_expert_used, embed)
         waves = self._plan()
@@ -124,20 +141,6 @@ class PromptProgram:
                 self._ring.release(done, self._device.event(stream))
                 done += 1
         self._copy_out(stream)
-
-    @property
-    def streams(self) -> tuple[Any, ...]:
-        """What works on a step besides the stream that was given."""
-        return (self._ring.stream,)
-
-    def logits(self, n_outputs: int) -> np.ndarray:
-        """Of the step that was run last: float32 [n_outputs, n_vocab]."""
-        return self._buffers.logits(n_outputs)
-
-    def chosen(self, n: int) -> list[list[int]]:
-        """For each layer with experts the ids that the router chose for n tokens."""
-        ids = self._chosen.view(np.int32).reshape(len(self._ids), -1)
-        return [of_layer.tolist() for of_layer in ids[:, : n * self._n_expert_used]]
 
     def _plan(self) -> dict[int, list[_Wave]]:
         """The waves of each task with experts, by its id. Writes their tables."""

@@ -57,10 +57,9 @@ struct NormRow {
 };
 
 // One block a row.
-EARLY_KERNEL(norm_quantize, NormQuantize, THREADS)
+KERNEL(norm_quantize, NormQuantize, THREADS)
 {
     NormRow norm_row(a);
-    wait_for_earlier();
     long long row = blockIdx.x;
     if (row >= count_at(a.rows))
         return;
@@ -72,11 +71,10 @@ EARLY_KERNEL(norm_quantize, NormQuantize, THREADS)
 }
 
 // One block a row. Leaves all as it is if the step is given up.
-EARLY_KERNEL(join_norm_quantize, JoinNormQuantize, THREADS)
+KERNEL(join_norm_quantize, JoinNormQuantize, THREADS)
 {
     __shared__ Addends addends;
     NormRow norm_row(a.norm);
-    wait_for_earlier();
     const MoeJoin &join = a.join;
     long long row = blockIdx.x;
     if (!may_join(join) || row >= count_at(join.rows))

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from gguf_moe_kernels.cuda.driver import EARLIEST, EarlyLaunch, early_launch
 from gguf_moe_kernels.cuda.source import module_source, split_name
 from gguf_moe_kernels.store import CodeStore
 
@@ -57,10 +56,9 @@ def import_cupy() -> Any:
 class Kernel:
     """One kernel, loaded on its device."""
 
-    def __init__(self, cupy: Any, name: str, function: Any, module: Any, early: EarlyLaunch | None):
+    def __init__(self, cupy: Any, name: str, function: Any, module: Any):
         self.name = name
         self._launch = cupy.cuda.driver.launchKernel
-        self._early = early
         self._function = function
         self._module = module  # must outlive the function
 
@@ -71,20 +69,13 @@ class Kernel:
         block: tuple[int, ...],
         shared: int,
         arguments: np.ndarray,
-        early: bool = False,
     ) -> None:
         """Start it on a CuPy stream. `arguments`, a 0-d array of the op's struct, is copied by the driver.
 
-        The library's device must be the calling thread's current one. With `early` its blocks may take their
-        places while the kernel before it on the stream still runs; there must be one.
+        The library's device must be the calling thread's current one.
         """
         sizes = [*grid, 1, 1][:3] + [*block, 1, 1][:3]
         pointers = np.array([arguments.ctypes.data], np.uintp)
-        if early and self._early:
-            status = self._early(self._function.ptr, sizes, shared, stream.ptr, pointers.ctypes.data)
-            if status:
-                raise CudaError(f"the kernel {self.name} cannot be launched: the driver returns {status}")
-            return
         self._launch(self._function.ptr, *sizes, shared, stream.ptr, pointers.ctypes.data, 0)
 
 
@@ -109,7 +100,6 @@ class CudaLibrary:
                 f"{OLDEST / 10} or more"
             )
         self._capability = capability
-        self._early = early_launch() if capability >= EARLIEST else None
         self._modules: dict[tuple[str, str | None], Any] = {}
         self._kernels: dict[str, Kernel] = {}
 
@@ -179,7 +169,7 @@ class CudaLibrary:
             fixed = driver.funcGetAttribute(FUNCTION_SHARED_SIZE, function.ptr)
             largest = self._device.attributes["MaxSharedMemoryPerBlockOptin"]
             driver.funcSetAttribute(function.ptr, FUNCTION_MOST_DYNAMIC_SHARED, largest - fixed)
-        return Kernel(self._cupy, name, function, module, self._early)
+        return Kernel(self._cupy, name, function, module)
 
 
 def _first_line(error: BaseException) -> str:

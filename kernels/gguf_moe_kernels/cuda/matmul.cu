@@ -17,7 +17,7 @@ __device__ __forceinline__ long long first_row(long long block, int rows)
     return (block * WARPS + threadIdx.x / WARP) * rows;
 }
 
-// Dense weights are there before the step: ask for a warp's rows while the kernel before this one still runs.
+// Ask for all of a warp's rows at once, before the first of them is used.
 __device__ __forceinline__ void prefetch_rows(const Matmul &a, long long row)
 {
     constexpr int LINE = 128;
@@ -30,7 +30,6 @@ __device__ __forceinline__ void prefetch_rows(const Matmul &a, long long row)
 __device__ __forceinline__ void matmul_rows(const Matmul &a, long long row)
 {
     prefetch_rows(a, row);
-    wait_for_earlier();
     long long n_tokens = count_at(a.rows), token = blockIdx.y * static_cast<long long>(TOKENS);
     if (row >= a.n_out || token >= n_tokens)
         return;
@@ -57,7 +56,7 @@ __device__ __forceinline__ void matmul_rows(const Matmul &a, long long row)
     }
 }
 
-EARLY_KERNEL(TYPED(matmul), Matmul, THREADS)
+KERNEL(TYPED(matmul), Matmul, THREADS)
 {
     matmul_rows(a, first_row(blockIdx.x, WARP_ROWS));
 }
@@ -68,7 +67,7 @@ __device__ __forceinline__ long long n_blocks(const Matmul &a)
 }
 
 // Two or three matmuls whose activations are there already; the third may have no rows.
-EARLY_KERNEL(TYPED(matmul_3), Matmul3, THREADS)
+KERNEL(TYPED(matmul_3), Matmul3, THREADS)
 {
     long long block = blockIdx.x, n_first = n_blocks(a.first), n_both = n_first + n_blocks(a.second);
     Matmul part = a.first;

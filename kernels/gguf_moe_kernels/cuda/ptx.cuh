@@ -2,29 +2,14 @@
 // tests has its own version of this file.
 
 // KERNEL(name, Struct, threads) { body }: a kernel whose argument `a` is a Struct passed by value. After the threads
-// may come how many blocks a multiprocessor shall hold at once. The body of an EARLY_KERNEL begins while the kernel
-// before it may still run: it calls wait_for_earlier() before it reads what another kernel wrote, or writes.
-#define KERNEL(name, Struct, ...) KERNEL_(wait_for_earlier(), name, Struct, __VA_ARGS__)
-#define EARLY_KERNEL(name, Struct, ...) KERNEL_((void)0, name, Struct, __VA_ARGS__)
-#define KERNEL_(first, name, Struct, ...)                                                              \
+// may come how many blocks a multiprocessor shall hold at once.
+#define KERNEL(name, Struct, ...)                                                                      \
     static __device__ __forceinline__ void name##_body(const Struct &a);                               \
     extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Struct a)   \
     {                                                                                                  \
-        first;                                                                                         \
         name##_body(a);                                                                                \
     }                                                                                                  \
     static __device__ __forceinline__ void name##_body(const Struct &a)
-
-// Wait until the kernel before this one on its stream is finished, and let the one behind it begin. All threads
-// of every kernel call it, so the end of one kernel means the end of all before it. Older devices never start a
-// kernel early, see driver.py.
-__device__ __forceinline__ void wait_for_earlier()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 
 // Four floats that the host or another GPU may have written, past all caches that could hold older ones.
 __device__ __forceinline__ float4 load_fresh(const float *address)

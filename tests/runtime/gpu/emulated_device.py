@@ -91,7 +91,7 @@ class EmulatedDevice:
     def copy(self, stream, target, source, nbytes):
         stream.put(lambda: ctypes.memmove(target, source, nbytes))
 
-    def launch(self, stream, kernel, arguments, rows, early=False):
+    def launch(self, stream, kernel, arguments, rows):
         size = launch_of(kernel, arguments, rows)
         self.launched.append(kernel)
         stream.put(lambda: self._library.launch(kernel, size.grid, size.block, size.shared, arguments))

@@ -4,7 +4,7 @@ import numpy as np
 
 from gguf_moe.graph.task import Rows
 from gguf_moe.runtime.gpu.branches import Branches, needed_waits
-from gguf_moe.runtime.gpu.lower import Launch
+from gguf_moe.runtime.gpu.ops import Launch
 
 
 def launches_after(*afters):
@@ -37,22 +37,22 @@ def test_waits_that_others_imply_are_left_out():
 
 
 def queued(device, launches):
-    """(stream, early) of each launch."""
+    """The stream of each launch."""
     found = []
     branches = Branches(device, 0)
-    branches.queue(launches, lambda stream, launch, early: found.append((stream, early)))
+    branches.queue(launches, lambda stream, launch: found.append(stream))
     return found
 
 
-def test_a_chain_stays_on_one_stream_and_begins_early():
+def test_a_chain_stays_on_one_stream():
     # 2 and 3 could run side by side; 5 writes what 3 has read.
     device, launches = Streams(), launches_after((), (0,), (1,), (1,), (2, 3), (3, 4), (5,))
-    assert queued(device, launches) == [(0, False), *[(0, True)] * 6]
+    assert queued(device, launches) == [0] * 7
     assert len(device.waits) == 3  # the helpers for the beginning
 
 
 def test_branches_of_more_launches_run_side_by_side():
     device, launches = Streams(), launches_after((), (0,), (0,), (1,), (2,), (3, 4), (5,))
-    expected = [(0, False), (0, True), (1, False), (0, True), (1, True), (0, False), (0, True)]
+    expected = [0, 0, 1, 0, 1, 0, 0]
     assert queued(device, launches) == expected
     assert len(device.waits) == 3 + 2 + 1  # the fork, the meeting, the end

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gguf_moe.errors import DeviceError
-from gguf_moe.runtime.gpu import meeting, runner
+from gguf_moe.runtime.gpu import device, hybrid, meeting
 from gguf_moe.runtime.gpu.link import Rates
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cuda.source import QTYPES
@@ -78,8 +78,8 @@ def test_the_gpu_gives_up_a_crew_that_went_away(hybrid_context, tiny_gguf, tmp_p
 
 
 def test_a_gpu_that_stands_still_is_noticed(hybrid_context, moe_file, monkeypatch):
-    monkeypatch.setattr(runner, "PROGRESS_LIMIT_S", 0.3)
-    monkeypatch.setattr(runner, "STEP_LIMIT_S", 5.0)
+    monkeypatch.setattr(hybrid, "PROGRESS_LIMIT_S", 0.3)
+    monkeypatch.setattr(device, "STEP_LIMIT_S", 5.0)
     with hybrid_context(moe_file, 0) as context:
         expected = context.extend([1], 1).copy()
         program = context._runner.programs[1]

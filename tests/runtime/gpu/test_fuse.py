@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from gguf_moe.graph.task import Kind, Rows
-from gguf_moe.runtime.gpu import runner
+from gguf_moe.runtime.gpu import hybrid
 from gguf_moe.runtime.gpu.fuse import fuse
-from gguf_moe.runtime.gpu.lower import Launch
+from gguf_moe.runtime.gpu.ops import Launch
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.quants import GGMLType
 
@@ -24,7 +24,7 @@ def moe_file(tmp_path_factory, tiny_gguf):
 def test_it_changes_no_bit(hybrid_context, moe_file, monkeypatch, assert_same_bits, kind):
     results = []
     for is_fused in (True, False):
-        monkeypatch.setattr(runner, "fuse", fuse if is_fused else lambda launches, n_tokens: launches)
+        monkeypatch.setattr(hybrid, "fuse", fuse if is_fused else lambda launches, n_tokens: launches)
         with hybrid_context(moe_file, 3, kv_kind=kind) as context:
             kernels = context._runner.kernels
             assert any(kernel.startswith("fused.") for kernel in kernels) == is_fused

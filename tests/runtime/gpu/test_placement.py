@@ -10,7 +10,7 @@ from gguf_moe.arch.weights import load_weights
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import UnsupportedModelError
 from gguf_moe.graph.task import Kind, Op
-from gguf_moe.runtime.gpu import lower, placement
+from gguf_moe.runtime.gpu import ops, placement
 from gguf_moe_kernels.quants import GGMLType
 
 
@@ -23,7 +23,7 @@ def model(tiny_gguf, tmp_path):
 
 
 def test_a_model_with_an_operation_that_the_gpu_lacks_runs_on_the_cpu(model, monkeypatch, caplog):
-    monkeypatch.delitem(lower._LOWER, Op.ROPE)
+    monkeypatch.delitem(ops._LOWER, Op.ROPE)
     with caplog.at_level(logging.INFO):
         assert placement.open_device("auto", *model, Kind.F16, None) is None
     assert "runs on the CPU: the GPU does not have this model's rope operation yet" in caplog.text

@@ -8,7 +8,7 @@ import pytest
 
 from gguf_moe.experts.routing import Recorder, Replay, Routing
 from gguf_moe.graph.task import Kind
-from gguf_moe.runtime.gpu import runner as gpu_runner
+from gguf_moe.runtime.gpu import kv
 from gguf_moe.runtime.gpu.link import Rates
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cuda.source import QTYPES
@@ -55,7 +55,7 @@ def test_it_computes_what_the_cpu_computes(hybrid_context, crew_context, moe_fil
 
 
 def test_its_kv_cache_can_be_read_and_given_back(hybrid_context, moe_file, assert_same_bits, monkeypatch):
-    monkeypatch.setattr(gpu_runner, "STAGING", 1000)  # in several parts, which do not end with a row
+    monkeypatch.setattr(kv, "STAGING", 1000)  # in several parts, which do not end with a row
     with hybrid_context(moe_file, 2) as context:
         decode(context, TOKENS)
         parts = context.state_parts(len(TOKENS))

@@ -1,7 +1,6 @@
 // The emulator's version of ptx.cuh: the same functions in plain C++.
 
 #define KERNEL(name, Struct, ...) KERNEL_(name, Struct, __VA_ARGS__, 0)
-#define EARLY_KERNEL(name, Struct, ...) KERNEL_(name, Struct, __VA_ARGS__, 0)
 #define KERNEL_(name, Struct, threads, ...)                                                                 \
     static void name##_body(const Struct a);                                                           \
     extern "C" int name(const unsigned *grid, const unsigned *block, unsigned shared, const void *arguments) \
@@ -10,9 +9,6 @@
         return emulator::launch(grid, block, threads, shared, [a] { name##_body(a); });                \
     }                                                                                                  \
     static void name##_body(const Struct a)
-
-// Kernels run one after the other here.
-inline void wait_for_earlier() {}
 
 inline void prefetch(const void *) {}
 
