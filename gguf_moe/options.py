@@ -10,7 +10,7 @@ from pathlib import Path
 from gguf_moe.errors import OptionError
 
 KV_TYPES = ("f16", "f32", "q8_0")
-"""What the KV cache may hold. q8_0 takes heads of 32, 64, ... elements, and the CPU."""
+"""What the KV cache may hold. q8_0 takes heads of 32, 64, ... elements."""
 
 
 def default_cache_dir() -> Path | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gguf_moe.checkpoint import Tensor
 from gguf_moe.errors import UnsupportedModelError
-from gguf_moe.graph.task import Graph, Kind, Op, Rows, Task
+from gguf_moe.graph.task import Graph, Op, Rows, Task
 from gguf_moe.runtime.gpu.delta_net import LOWER as DELTA_NET
 from gguf_moe.runtime.gpu.delta_net import check_delta_net
 from gguf_moe.runtime.gpu.heads import LOWER as HEADS
@@ -45,10 +45,6 @@ def check_ops(graph: Graph) -> None:
     for task in graph.tasks:
         if task.op is Op.GATED_DELTA_NET:
             check_delta_net(task)
-        if task.op is Op.KV_STORE and task.outputs["cache"].kind is Kind.Q8_0:
-            raise UnsupportedModelError(
-                "the GPU has no KV cache of q8_0; use f16 (--kv f16), or --device cpu."
-            )
 
 
 def kernels_of_task(task: Task, memory: DeviceMemory) -> list[Lowered]:

@@ -171,6 +171,11 @@ KERNEL(attention_f32, Attention, THREADS)
     attention<F32, HEADS>(a, part_of_block<HEADS>(a));
 }
 
+KERNEL(attention_q8_0, Attention, THREADS)
+{
+    attention<Q8_0, HEADS>(a, part_of_block<HEADS>(a));
+}
+
 KERNEL(attention_few_f16, Attention, THREADS)
 {
     attention<F16, FEW_HEADS>(a, part_of_block<FEW_HEADS>(a));
@@ -179,6 +184,11 @@ KERNEL(attention_few_f16, Attention, THREADS)
 KERNEL(attention_few_f32, Attention, THREADS)
 {
     attention<F32, FEW_HEADS>(a, part_of_block<FEW_HEADS>(a));
+}
+
+KERNEL(attention_few_q8_0, Attention, THREADS)
+{
+    attention<Q8_0, FEW_HEADS>(a, part_of_block<FEW_HEADS>(a));
 }
 
 // FEW_HEADS heads and QUANTIZE of what they give, which is whole blocks of 256.
@@ -203,4 +213,9 @@ KERNEL(attention_q8_k_f16, AttentionQuantize, THREADS)
 KERNEL(attention_q8_k_f32, AttentionQuantize, THREADS)
 {
     attention_q8_k<F32>(a);
+}
+
+KERNEL(attention_q8_k_q8_0, AttentionQuantize, THREADS)
+{
+    attention_q8_k<Q8_0>(a);
 }

@@ -6,36 +6,55 @@ constexpr int SPLIT = 128;
 // A position's key is read by LANES lanes, CHUNK elements at a time.
 constexpr int LANES = 8, CHUNK = 8;
 
+// Types of the cache: bytes(n) of n elements, and load of COUNT elements of a row from element i on, which is a
+// multiple of COUNT.
 struct F16 {
-    static constexpr int SIZE = 2;
+    static __device__ __forceinline__ long long bytes(long long n) { return 2 * n; }
 
-    // COUNT elements from an address that is a multiple of their size.
     template <int COUNT>
-    static __device__ __forceinline__ void load(const unsigned char *from, float *out)
+    static __device__ __forceinline__ void load(const unsigned char *row, int i, float *out)
     {
-        const uint2 *words = reinterpret_cast<const uint2 *>(from);
+        const uint2 *words = reinterpret_cast<const uint2 *>(row + 2 * i);
 #pragma unroll
-        for (int i = 0; i < COUNT / 4; i++) {
-            uint2 pair = words[i];
-            out[4 * i] = f16_to_f32(pair.x & 0xffff);
-            out[4 * i + 1] = f16_to_f32(pair.x >> 16);
-            out[4 * i + 2] = f16_to_f32(pair.y & 0xffff);
-            out[4 * i + 3] = f16_to_f32(pair.y >> 16);
+        for (int j = 0; j < COUNT / 4; j++) {
+            uint2 pair = words[j];
+            out[4 * j] = f16_to_f32(pair.x & 0xffff);
+            out[4 * j + 1] = f16_to_f32(pair.x >> 16);
+            out[4 * j + 2] = f16_to_f32(pair.y & 0xffff);
+            out[4 * j + 3] = f16_to_f32(pair.y >> 16);
         }
     }
 };
 
 struct F32 {
-    static constexpr int SIZE = 4;
+    static __device__ __forceinline__ long long bytes(long long n) { return 4 * n; }
 
     template <int COUNT>
-    static __device__ __forceinline__ void load(const unsigned char *from, float *out)
+    static __device__ __forceinline__ void load(const unsigned char *row, int i, float *out)
     {
-        const float4 *words = reinterpret_cast<const float4 *>(from);
+        const float4 *words = reinterpret_cast<const float4 *>(row + 4 * i);
 #pragma unroll
-        for (int i = 0; i < COUNT / 4; i++) {
-            float4 four = words[i];
-            out[4 * i] = four.x, out[4 * i + 1] = four.y, out[4 * i + 2] = four.z, out[4 * i + 3] = four.w;
+        for (int j = 0; j < COUNT / 4; j++) {
+            float4 four = words[j];
+            out[4 * j] = four.x, out[4 * j + 1] = four.y, out[4 * j + 2] = four.z, out[4 * j + 3] = four.w;
+        }
+    }
+};
+
+// Blocks of 32 in 34 bytes: f16 d, 32 int8. They lie on even addresses.
+struct Q8_0 {
+    static __device__ __forceinline__ long long bytes(long long n) { return n / 32 * 34; }
+
+    template <int COUNT>
+    static __device__ __forceinline__ void load(const unsigned char *row, int i, float *out)
+    {
+        const unsigned short *block = reinterpret_cast<const unsigned short *>(row + i / 32 * 34);
+        float d = f16_to_f32(block[0]);
+#pragma unroll
+        for (int j = 0; j < COUNT / 2; j++) {
+            unsigned pair = block[1 + i % 32 / 2 + j];
+            out[2 * j] = d * static_cast<float>(static_cast<signed char>(pair & 255));
+            out[2 * j + 1] = d * static_cast<float>(static_cast<signed char>(pair >> 8));
         }
     }
 };

@@ -44,20 +44,44 @@ struct ManyShared
     }
 };
 
-// n rows of the cache into shared memory, of which d elements from `address` on; rows are `width` elements apart.
+// n rows of the cache into shared memory, of which d elements from `rows` on; rows are `width` elements apart.
+// `out` has them as they are, or those of blocks as float32: InShared<Cache>.
 template <typename Cache>
-__device__ __forceinline__ void take_rows(long long address, long long width, int n, int d, unsigned char *out)
+__device__ __forceinline__ void take_rows(const unsigned char *rows, long long width, int n, int d, unsigned char *out)
 {
-    int chunks = Cache::SIZE * d / 16, row_size = Cache::SIZE * d + PADDING;
-    const unsigned char *rows = at<const unsigned char>(address);
-    __syncthreads();
+    int chunks = Cache::bytes(d) / 16, row_size = Cache::bytes(d) + PADDING;
     for (int i = threadIdx.x; i < n * chunks; i += THREADS) {
         long long j = i / chunks, chunk = i % chunks;
         *reinterpret_cast<uint4 *>(out + j * row_size + 16 * chunk) =
-            *reinterpret_cast<const uint4 *>(rows + Cache::SIZE * width * j + 16 * chunk);
+            *reinterpret_cast<const uint4 *>(rows + Cache::bytes(width) * j + 16 * chunk);
     }
-    __syncthreads();
 }
+
+template <>
+__device__ __forceinline__ void take_rows<Q8_0>(
+    const unsigned char *rows, long long width, int n, int d, unsigned char *out)
+{
+    int chunks = d / 4, row_size = F32::bytes(d) + PADDING;
+    for (int i = threadIdx.x; i < n * chunks; i += THREADS) {
+        long long j = i / chunks, chunk = i % chunks;
+        Q8_0::load<4>(rows + Q8_0::bytes(width) * j, 4 * chunk, reinterpret_cast<float *>(out + j * row_size) + 4 * chunk);
+    }
+}
+
+template <typename Cache>
+struct InSharedOf
+{
+    using Type = Cache;
+};
+
+template <>
+struct InSharedOf<Q8_0>
+{
+    using Type = F32;
+};
+
+template <typename Cache>
+using InShared = typename InSharedOf<Cache>::Type;
 
 using Scores = float[OF_WARP][POSITIONS];
 
@@ -65,7 +89,7 @@ using Scores = float[OF_WARP][POSITIONS];
 template <typename Cache>
 __device__ __forceinline__ void chain(const float *q, const unsigned char *keys, int d, int lane, Scores &sums)
 {
-    int row_size = Cache::SIZE * d + PADDING;
+    int row_size = Cache::bytes(d) + PADDING;
 #pragma unroll
     for (int i = 0; i < OF_WARP * POSITIONS; i++)
         sums[i / POSITIONS][i % POSITIONS] = 0.0f;
@@ -73,11 +97,11 @@ __device__ __forceinline__ void chain(const float *q, const unsigned char *keys,
         float key[POSITIONS][CHUNK];
 #pragma unroll
         for (int p = 0; p < POSITIONS; p++)
-            Cache::template load<CHUNK>(keys + p * WARP * row_size + Cache::SIZE * first, key[p]);
+            Cache::template load<CHUNK>(keys + p * WARP * row_size, first, key[p]);
 #pragma unroll
         for (int h = 0; h < OF_WARP; h++) {
             float query[CHUNK];
-            F32::load<CHUNK>(reinterpret_cast<const unsigned char *>(q + h * d + first), query);
+            F32::load<CHUNK>(reinterpret_cast<const unsigned char *>(q + h * d), first, query);
 #pragma unroll
             for (int p = 0; p < POSITIONS; p++)
 #pragma unroll
@@ -103,7 +127,7 @@ __device__ __forceinline__ void many_scores(const Attention &a, const ManyShared
 {
     int d = a.n_embd_head_k;
     const float *q = shared.q + first * d;
-    const unsigned char *keys = shared.cache + lane_id() * (Cache::SIZE * d + PADDING);
+    const unsigned char *keys = shared.cache + lane_id() * (Cache::bytes(d) + PADDING);
     Scores sums, more, half, total;
 #pragma unroll 1
     for (int odd = 0; odd < 2; odd++) {
@@ -143,16 +167,22 @@ __device__ __forceinline__ float2 many_exponentials(float *scores, int n)
 // sums[h] = this lane's four columns of the values times the exponentials of the warp's queries. n: positions of each.
 template <typename Cache, bool is_alike>
 __device__ __forceinline__ void many_values(
-    const float *scores, const unsigned char *values, int d, const int (&n)[OF_WARP], int most, float (&sums)[OF_WARP][4])
+    const float *scores,
+    const unsigned char *values,
+    int d,
+    int column,
+    const int (&n)[OF_WARP],
+    int most,
+    float (&sums)[OF_WARP][4])
 {
-    int row_size = Cache::SIZE * d + PADDING;
+    int row_size = Cache::bytes(d) + PADDING;
 #pragma unroll 1
     for (int set = 0; set < SETS; set++) {
         float chains[OF_WARP][4] = {};
 #pragma unroll 2
         for (int j = set; j < most; j += SETS) {
             float value[4];
-            Cache::template load<4>(values + j * row_size, value);
+            Cache::template load<4>(values + j * row_size, column, value);
             float4 four = *reinterpret_cast<const float4 *>(scores + j * SCORES);
             float score[OF_WARP] = {four.x, four.y, four.z, four.w};
 #pragma unroll
@@ -193,27 +223,30 @@ __device__ __forceinline__ void take_many(
     }
     int d_k = a.n_embd_head_k, d_v = a.n_embd_head_v;
     long long k_width = a.n_head_kv * d_k;
-    long long k = a.k + Cache::SIZE * (start * k_width + queries.head_kv * d_k);
-    long long v = a.v + Cache::SIZE * (start * a.v_width + queries.head_kv * d_v);
-    take_rows<Cache>(k, k_width, n_rows, d_k, shared.cache);
+    long long k = a.k + Cache::bytes(start * k_width + queries.head_kv * d_k);
+    long long v = a.v + Cache::bytes(start * a.v_width + queries.head_kv * d_v);
+    __syncthreads();
+    take_rows<Cache>(at<const unsigned char>(k), k_width, n_rows, d_k, shared.cache);
+    __syncthreads();
     float2 found[OF_WARP];
     if (most) {
-        many_scores<Cache>(a, shared, first);
+        many_scores<InShared<Cache>>(a, shared, first);
         __syncwarp();
 #pragma unroll
         for (int h = 0; h < OF_WARP; h++)
             found[h] = many_exponentials(shared.scores + first + h, n[h]);
         __syncwarp();
     }
-    take_rows<Cache>(v, a.v_width, n_rows, d_v, shared.cache);
+    __syncthreads();
+    take_rows<Cache>(at<const unsigned char>(v), a.v_width, n_rows, d_v, shared.cache);
+    __syncthreads();
     if (!most || column >= d_v)
         return;
     float sums[OF_WARP][4];
-    const unsigned char *values = shared.cache + Cache::SIZE * column;
     if (is_alike)
-        many_values<Cache, true>(shared.scores + first, values, d_v, n, most, sums);
+        many_values<InShared<Cache>, true>(shared.scores + first, shared.cache, d_v, column, n, most, sums);
     else
-        many_values<Cache, false>(shared.scores + first, values, d_v, n, most, sums);
+        many_values<InShared<Cache>, false>(shared.scores + first, shared.cache, d_v, column, n, most, sums);
 #pragma unroll
     for (int h = 0; h < OF_WARP; h++) {
         if (!n[h])
@@ -276,4 +309,9 @@ KERNEL(attention_f16, Attention, THREADS, 2)
 KERNEL(attention_f32, Attention, THREADS, 2)
 {
     attention_many<F32>(a);
+}
+
+KERNEL(attention_q8_0, Attention, THREADS, 2)
+{
+    attention_many<Q8_0>(a);
 }

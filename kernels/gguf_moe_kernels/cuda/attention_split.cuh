@@ -44,8 +44,8 @@ __device__ __forceinline__ void compute_scores(
     constexpr int AT_ONCE = N_HEADS <= FEW_HEADS ? PASSES : 1, CHUNKS = N_HEADS <= FEW_HEADS ? 2 : 1;
     int lane = lane_id() % LANES, d = a.n_embd_head_k;
     int first = threadIdx.x / WARP * (WARP / LANES), mine = first + lane_id() / LANES;
-    long long stride = Cache::SIZE * a.n_head_kv * d;
-    const unsigned char *k = at<const unsigned char>(a.k) + start * stride + Cache::SIZE * part.head_kv * d;
+    long long stride = Cache::bytes(a.n_head_kv * d);
+    const unsigned char *k = at<const unsigned char>(a.k) + start * stride + Cache::bytes(part.head_kv * d);
     // All lanes of a warp stay in the loop, because they exchange values. Loads are always of a real position.
     for (int base = 0; first + base < n; base += AT_ONCE * TOGETHER) {
         float sums[AT_ONCE][N_HEADS] = {};
@@ -56,7 +56,7 @@ __device__ __forceinline__ void compute_scores(
 #pragma unroll
                 for (int p = 0; p < AT_ONCE; p++) {
                     int j = min(mine + base + p * TOGETHER, n - 1), place = min(i + chunk * CHUNK * LANES, d - CHUNK);
-                    Cache::template load<CHUNK>(k + j * stride + Cache::SIZE * place, keys[chunk][p]);
+                    Cache::template load<CHUNK>(k + j * stride, place, keys[chunk][p]);
                 }
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; chunk++) {
@@ -116,16 +116,15 @@ __device__ __forceinline__ int add_values(
     int sets = min(min(THREADS / threads, COLUMNS / d), 8), set = threadIdx.x / threads, i = threadIdx.x % threads * 4;
     if (set >= sets)
         return sets;
-    long long stride = Cache::SIZE * a.v_width;
-    const unsigned char *v =
-        at<const unsigned char>(a.v) + start * stride + Cache::SIZE * (part.head_kv * d + i);
+    long long stride = Cache::bytes(a.v_width);
+    const unsigned char *v = at<const unsigned char>(a.v) + start * stride + Cache::bytes(part.head_kv * d);
     constexpr int AT_ONCE = N_HEADS <= FEW_HEADS ? 16 : 4;
     float sums[N_HEADS][4] = {};
     for (int base = set; base < n; base += AT_ONCE * sets) {
         float values[AT_ONCE][4];
 #pragma unroll
         for (int p = 0; p < AT_ONCE; p++)
-            Cache::template load<4>(v + min(base + p * sets, n - 1) * stride, values[p]);
+            Cache::template load<4>(v + min(base + p * sets, n - 1) * stride, i, values[p]);
 #pragma unroll
         for (int p = 0; p < AT_ONCE; p++) {
             int j = base + p * sets;

@@ -1,5 +1,6 @@
 // Ops that touch each activation once.
 #include "norm.cuh"
+#include "quantize.cuh"
 
 constexpr int THREADS = 256;
 
@@ -110,6 +111,16 @@ KERNEL(kv_store_f32, KvStore, THREADS)
     if (row >= count_at(a.rows) || i >= a.n)
         return;
     at<float>(a.cache)[(count_at(a.n_past) + row) * a.n + i] = at<const float>(a.x)[row * a.n + i];
+}
+
+// n is a multiple of 32, so a warp has a block or nothing to do.
+KERNEL(kv_store_q8_0, KvStore, THREADS)
+{
+    long long row = blockIdx.x, i = element();
+    if (row >= count_at(a.rows) || i >= a.n)
+        return;
+    long long block = ((count_at(a.n_past) + row) * a.n + i) / 32;
+    store_q8_0(at<const float>(a.x)[row * a.n + i], at<unsigned char>(a.cache) + 34 * block);
 }
 
 KERNEL(swiglu, Swiglu, THREADS)

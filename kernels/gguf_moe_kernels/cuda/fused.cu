@@ -99,14 +99,24 @@ KERNEL(choose_and_post, ChooseAndPost, THREADS)
     post_missing(a.post);
 }
 
+// Types of the cache: a lane stores element i of all that the cache has; those of a warp's lanes are neighbours.
 struct F16 {
-    using Element = unsigned short;
-    static __device__ __forceinline__ unsigned short of(float x) { return f32_to_f16(x); }
+    static __device__ __forceinline__ void store(long long cache, long long i, float x)
+    {
+        at<unsigned short>(cache)[i] = f32_to_f16(x);
+    }
 };
 
 struct F32 {
-    using Element = float;
-    static __device__ __forceinline__ float of(float x) { return x; }
+    static __device__ __forceinline__ void store(long long cache, long long i, float x) { at<float>(cache)[i] = x; }
+};
+
+// Heads are multiples of 32, so a warp stores a whole block.
+struct Q8_0 {
+    static __device__ __forceinline__ void store(long long cache, long long i, float x)
+    {
+        store_q8_0(x, at<unsigned char>(cache) + i / 32 * 34);
+    }
 };
 
 // A head, norm and rotation done, in shared memory; by one warp.
@@ -132,7 +142,6 @@ __device__ __forceinline__ void place_head(
 template <typename Cache>
 __device__ __forceinline__ void rope_store(const RopeStore &a)
 {
-    using Element = typename Cache::Element;
     __shared__ float heads[WARPS][SHORT];
     long long row = blockIdx.x, number = blockIdx.y * static_cast<long long>(WARPS) + threadIdx.x / WARP;
     if (row >= count_at(a.rows))
@@ -150,12 +159,12 @@ __device__ __forceinline__ void rope_store(const RopeStore &a)
     if (first < n_k) {
         place_head(a, at<const float>(a.k) + row * n_k + first, a.k_norm, row, head);
         for (int i = lane_id(); i < d; i += WARP)
-            at<Element>(a.cache_k)[position * n_k + first + i] = Cache::of(head[i]);
+            Cache::store(a.cache_k, position * n_k + first + i, head[i]);
         return;
     }
     first -= n_k;
     for (long long i = first + lane_id(); i < min(first + d, a.n_v); i += WARP)
-        at<Element>(a.cache_v)[position * a.n_v + i] = Cache::of(at<const float>(a.v)[row * a.n_v + i]);
+        Cache::store(a.cache_v, position * a.n_v + i, at<const float>(a.v)[row * a.n_v + i]);
 }
 
 KERNEL(rope_store_f16, RopeStore, THREADS)
@@ -166,4 +175,9 @@ KERNEL(rope_store_f16, RopeStore, THREADS)
 KERNEL(rope_store_f32, RopeStore, THREADS)
 {
     rope_store<F32>(a);
+}
+
+KERNEL(rope_store_q8_0, RopeStore, THREADS)
+{
+    rope_store<Q8_0>(a);
 }

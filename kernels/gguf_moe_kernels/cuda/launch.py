@@ -84,6 +84,7 @@ def _rms_norm(a: Any, rows: int) -> Launch:
     "elementwise.scale_rows",
     "elementwise.kv_store_f16",
     "elementwise.kv_store_f32",
+    "elementwise.kv_store_q8_0",
     "elementwise.swiglu",
     "elementwise.swiglu_oai",
     "elementwise.geglu",
@@ -170,7 +171,7 @@ def _join_norm_quantize(a: Any, rows: int) -> Launch:
     return _norm_quantize(a.norm, rows)
 
 
-@rule("fused.rope_store_f16", "fused.rope_store_f32")
+@rule("fused.rope_store_f16", "fused.rope_store_f32", "fused.rope_store_q8_0")
 def _rope_store(a: Any, rows: int) -> Launch:
     heads = a.n_head + a.n_head_kv + blocks(a.n_v, a.n_embd_head)
     return Launch((rows, blocks(heads, 8)), (256,))
@@ -235,17 +236,17 @@ def _attention_of(a: Any, rows: int, n_heads: int) -> Launch:
     return Launch(grid, (256,), 4 * n_heads * (a.n_embd_head_k + SPLIT + COLUMNS + 4))
 
 
-@rule("attention.attention_f16", "attention.attention_f32")
+@rule("attention.attention_f16", "attention.attention_f32", "attention.attention_q8_0")
 def _attention(a: Any, rows: int) -> Launch:
     return _attention_of(a, rows, HEADS)
 
 
-@rule("attention.attention_few_f16", "attention.attention_few_f32")
+@rule("attention.attention_few_f16", "attention.attention_few_f32", "attention.attention_few_q8_0")
 def _attention_few(a: Any, rows: int) -> Launch:
     return _attention_of(a, rows, FEW_HEADS)
 
 
-@rule("attention.attention_q8_k_f16", "attention.attention_q8_k_f32")
+@rule("attention.attention_q8_k_f16", "attention.attention_q8_k_f32", "attention.attention_q8_k_q8_0")
 def _attention_q8_k(a: Any, rows: int) -> Launch:
     return _attention_of(a.attention, rows, FEW_HEADS)
 
@@ -266,8 +267,9 @@ def _attention_many_f16(a: Any, rows: int) -> Launch:
     return _attention_many(a, rows, 2)
 
 
-@rule("attention_many.attention_f32")
+@rule("attention_many.attention_f32", "attention_many.attention_q8_0")
 def _attention_many_f32(a: Any, rows: int) -> Launch:
+    """Blocks are float32 in shared memory."""
     return _attention_many(a, rows, 4)
 
 

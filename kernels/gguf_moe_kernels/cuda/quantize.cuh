@@ -49,6 +49,16 @@ __device__ __forceinline__ void quantize_32(const float *in, long long n, long l
         reinterpret_cast<int *>(scales)[4 * fours + ib] = sum;
 }
 
+// x, of which each lane of a warp has one, as a block of 34 bytes: f16 d, 32 int8 (ref/activations.py: q8_0_blocks).
+__device__ __forceinline__ void store_q8_0(float x, unsigned char *block)
+{
+    float amax = finite_or_nan(magnitude(x));
+    int q = to_int(rintf(x * inverse_scale(amax)));
+    reinterpret_cast<signed char *>(block)[2 + lane_id()] = static_cast<signed char>(q);
+    if (lane_id() == 0)
+        *reinterpret_cast<unsigned short *>(block) = f32_to_f16(amax / LIMIT);
+}
+
 // Block ib of a row of n, 256 values, by one warp: a lane has eight in a row, and two lanes have a sum together.
 __device__ __forceinline__ void quantize_256(const float *in, long long n, long long ib, unsigned char *out)
 {

@@ -9,6 +9,7 @@ from gguf_moe_kernels.cuda.launch import attention_scores_stride, attention_spli
 from gguf_moe_kernels.ref import activations, kv_cache
 
 N_CTX = 320
+KINDS = {np.dtype("f2"): "f16", np.dtype("f4"): "f32", np.dtype("u1"): "q8_0"}
 
 
 def normal(rng, *shape):
@@ -20,13 +21,14 @@ def attend(call):
     def run(
         q, k, v, *, n_head, n_head_kv, n_past, n_splits=1, kernel="attention.attention_", d_v=0, **options
     ):
-        rows, d_k, d_v = len(q), q.shape[1] // n_head, d_v or v.shape[1] // n_head_kv
+        v_width = kv_cache.elements(v[:1]).shape[1]
+        rows, d_k, d_v = len(q), q.shape[1] // n_head, d_v or v_width // n_head_kv
         stride = attention_scores_stride(d_v, n_splits)
         scratch = np.zeros(max(rows * n_head * stride // 4, 1), np.float32)
         out = np.zeros((rows, n_head * d_v), np.float32)
         sizes = {"n_head": n_head, "n_head_kv": n_head_kv, "n_embd_head_k": d_k, "n_embd_head_v": d_v}
-        name = f"{kernel}{'f16' if k.dtype == np.float16 else 'f32'}"
-        sizes["v_width"] = v.shape[1]
+        name = f"{kernel}{KINDS[k.dtype]}"
+        sizes["v_width"] = v_width
         options = {"n_swa": 0, "chunked": 0, "sinks": None, "scale": 0.2} | options
         if options["sinks"] is None:
             options["sinks"] = 0
@@ -67,6 +69,31 @@ def test_attention(
     assert_same_bits(alone, walked[1:])
 
 
+@pytest.mark.parametrize(
+    ("n_head", "n_head_kv", "d_k", "d_v"), [(4, 2, 64, 64), (10, 1, 32, 128), (2, 1, 192, 96)]
+)
+@pytest.mark.parametrize(("n_past", "n_swa"), [(0, 0), (300, 0), (127, 8)])
+def test_attention_over_blocks(rng, attend, assert_same_bits, n_head, n_head_kv, d_k, d_v, n_past, n_swa):
+    """As over float32 that the blocks stand for, bit for bit, in each of the kernels."""
+    q, k, v = (
+        normal(rng, 2, n_head * d_k),
+        normal(rng, N_CTX, n_head_kv * d_k),
+        normal(rng, N_CTX, n_head_kv * d_v),
+    )
+    k[n_past + 2 :], v[n_past + 2 :] = np.nan, np.nan
+    blocks = [activations.q8_0_blocks(x) for x in (k, v)]
+    floats = [kv_cache.elements(x) for x in blocks]
+    options = {"n_head": n_head, "n_head_kv": n_head_kv, "n_past": n_past, "n_swa": n_swa}
+    expected = attend(q, *floats, **options)
+    n_splits = attention_splits(N_CTX, n_swa)
+    assert_same_bits(attend(q, *blocks, **options), expected)
+    assert_same_bits(attend(q, *blocks, n_splits=n_splits, **options), expected)
+    few = attend(q[1:], *blocks, kernel="attention.attention_few_", **options | {"n_past": n_past + 1})
+    assert_same_bits(few, expected[1:])
+    if not n_swa and max(d_k, d_v) <= 128:
+        assert_same_bits(attend(q, *blocks, kernel="attention_many.attention_", **options), expected)
+
+
 def test_nan_is_not_lost(rng, attend):
     q, k, v = normal(rng, 1, 16), normal(rng, N_CTX, 16), normal(rng, N_CTX, 16)
     k[40, 3] = np.nan
@@ -76,12 +103,18 @@ def test_nan_is_not_lost(rng, attend):
         assert np.isfinite(out[0, 8:]).all()
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["f16", "f32"])
-@pytest.mark.parametrize(("d", "n_past"), [(128, 300), (256, 100)])
-def test_attention_in_int8(rng, call, attend, assert_same_bits, dtype, d, n_past):
+@pytest.mark.parametrize(
+    ("kind", "d", "n_past"),
+    [("f16", 128, 300), ("f16", 256, 100), ("f32", 128, 300), ("f32", 256, 100), ("q8_0", 128, 300)],
+)
+def test_attention_in_int8(rng, call, attend, assert_same_bits, kind, d, n_past):
     n_head, n_head_kv, activation = 8, 2, ActivationFormat.Q8_K
     q = normal(rng, 1, n_head * d)
-    k, v = (normal(rng, N_CTX, n_head_kv * d).astype(dtype) for _ in "kv")
+    k, v = (normal(rng, N_CTX, n_head_kv * d) for _ in "kv")
+    if kind == "q8_0":
+        k, v = activations.q8_0_blocks(k), activations.q8_0_blocks(v)
+    elif kind == "f16":
+        k, v = k.astype(np.float16), v.astype(np.float16)
     expected = attend(q, k, v, n_head=n_head, n_head_kv=n_head_kv, n_past=n_past)
     stride = attention_scores_stride(d, attention_splits(N_CTX, 0))
     out = np.zeros((1, n_head * d), np.float32)
@@ -91,7 +124,7 @@ def test_attention_in_int8(rng, call, attend, assert_same_bits, dtype, d, n_past
     arrays = {"q": q, "k": k, "v": v, "out": out, "scores": np.zeros(n_head * stride // 4, np.float32)}
     options = {"sinks": 0, "scale": 0.2, "scores_stride": stride, "n_past": n_past, "cells": 0, "rows": 1}
     call(
-        f"attention.attention_q8_k_{'f16' if dtype == np.float16 else 'f32'}",
+        f"attention.attention_q8_k_{kind}",
         structs.ATTENTION_QUANTIZE,
         attention=arrays | sizes | options,
         quantize={"x": out, "n": n_head * d, "out": rows, "out_stride": rows.shape[1], "rows": 1},

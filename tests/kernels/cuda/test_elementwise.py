@@ -83,6 +83,15 @@ def test_kv_store(rng, call, assert_same_bits, dtype):
     assert_same_bits(cache, expected)
 
 
+def test_kv_store_in_blocks(rng, call, assert_same_bits):
+    x, cache, expected = normal(rng, 3, 320), np.zeros((8, 340), np.uint8), np.zeros((8, 340), np.uint8)
+    x[0, :32], x[0, 40], x[1, 3], x[1, 70] = 1e-6, 1e9, np.inf, np.nan
+    call("elementwise.kv_store_q8_0", structs.KV_STORE, x=x, cache=cache, n=320, n_past=4, cells=0, rows=3)
+    kv_cache.kv_store(x, expected, 4)
+    assert_same_bits(kv_cache.elements(cache), kv_cache.elements(expected))
+    assert_same_bits(cache[6], expected[6])
+
+
 @pytest.mark.parametrize(
     ("name", "struct"),
     [("swiglu", structs.SWIGLU), ("swiglu_oai", structs.SWIGLU_OAI), ("geglu", structs.GEGLU)],

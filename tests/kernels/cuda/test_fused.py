@@ -44,20 +44,26 @@ def test_norm_quantize_leaves_out_formats_without_address(rng, call):
     assert q8_k.any()
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["f16", "f32"])
 @pytest.mark.parametrize("has_norms", [False, True])
 @pytest.mark.parametrize(
-    ("n_head", "n_head_kv", "d", "d_v", "n_rot", "pair_stride"),
-    [(4, 2, 64, 64, 64, 32), (3, 1, 40, 24, 16, 8), (2, 2, 128, 160, 128, 1)],
+    ("kind", "n_head", "n_head_kv", "d", "d_v", "n_rot", "pair_stride"),
+    [
+        (kind, *heads)
+        for heads in ((4, 2, 64, 64, 64, 32), (3, 1, 40, 24, 16, 8), (2, 2, 128, 160, 128, 1))
+        for kind in ("f16", "f32", "q8_0")
+        if kind != "q8_0" or heads[2] % 32 == 0
+    ],
 )
 def test_rope_store(
-    rng, call, assert_same_bits, dtype, has_norms, n_head, n_head_kv, d, d_v, n_rot, pair_stride
+    rng, call, assert_same_bits, kind, has_norms, n_head, n_head_kv, d, d_v, n_rot, pair_stride
 ):
-    kind = "f16" if dtype == np.float16 else "f32"
     q, k, v = normal(rng, 3, n_head * d), normal(rng, 3, n_head_kv * d), normal(rng, 3, n_head_kv * d_v)
     weights = {"q_norm": normal(rng, d), "k_norm": normal(rng, d)} if has_norms else {}
     angles = {"cos": normal(rng, 3, n_rot // 2), "sin": normal(rng, 3, n_rot // 2)}
-    caches = np.zeros((2, 8, k.shape[1]), dtype), np.zeros((2, 8, v.shape[1]), dtype)
+    if kind == "q8_0":
+        caches = [np.zeros((2, 8, x.shape[1] // 32 * 34), np.uint8) for x in (k, v)]
+    else:
+        caches = [np.zeros((2, 8, x.shape[1]), {"f16": "f2", "f32": "f4"}[kind]) for x in (k, v)]
     one_q, one_k, fused_q = q.copy(), k.copy(), q.copy()
     rope = angles | {"n_embd_head": d, "n_rot": n_rot, "pair_stride": pair_stride, "rows": 2}
     for x, n, name in ((one_q, n_head, "q_norm"), (one_k, n_head_kv, "k_norm")):

@@ -29,9 +29,3 @@ def test_a_model_with_an_operation_that_the_gpu_lacks_runs_on_the_cpu(model, mon
     assert "runs on the CPU: the GPU does not have this model's rope operation yet" in caplog.text
     with pytest.raises(UnsupportedModelError, match="rope operation yet; use --device cpu"):
         placement.open_device("cuda:0", *model, Kind.F16, None)
-
-
-def test_a_kv_cache_of_q8_0_is_the_cpus(model):
-    assert placement.open_device("auto", *model, Kind.Q8_0, None) is None
-    with pytest.raises(UnsupportedModelError, match="no KV cache of q8_0; use f16"):
-        placement.open_device("cuda:0", *model, Kind.Q8_0, None)

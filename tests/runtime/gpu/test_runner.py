@@ -46,10 +46,13 @@ def test_the_cache_changes_no_bit(hybrid_context, moe_file, assert_same_bits):
         assert_same_bits(result, results[0])
 
 
-def test_it_computes_what_the_cpu_computes(hybrid_context, crew_context, moe_file):
-    with hybrid_context(moe_file, 2, kv_kind=Kind.F32) as context:
+@pytest.mark.parametrize("kv_kind", [Kind.F32, Kind.Q8_0], ids=lambda kind: kind.value)
+def test_it_computes_what_the_cpu_computes(hybrid_context, crew_context, moe_file, kv_kind, assert_same_bits):
+    with hybrid_context(moe_file, 2, kv_kind=kv_kind) as context:
         result = decode(context, TOKENS)
-    with crew_context(moe_file, 2, n_ctx=48, kv_kind=Kind.F32) as context:
+        context.truncate(0)
+        assert_same_bits(context.extend(TOKENS, len(TOKENS)), result)
+    with crew_context(moe_file, 2, n_ctx=48, kv_kind=kv_kind) as context:
         expected = decode(context, TOKENS)
     assert ((result - expected) ** 2).mean() / (expected**2).mean() < 1e-3
 
