@@ -161,6 +161,7 @@ class Context:
         n = len(tokens)
         logits = np.empty((n_outputs, self._hparams.n_vocab), np.float32)
         assert self._runner is not None, "start() comes first"
+        self._runner.make_room(len(self.tokens) + n)
         end = 0
         while end < n:
             most = self._runner.long_step(n - end, n_outputs) or self.n_batch

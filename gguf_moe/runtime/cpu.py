@@ -27,6 +27,9 @@ class CpuRunner:
         self._expert_layers = expert_layers
         self._n_expert_used = n_expert_used
 
+    def make_room(self, n_positions: int) -> None:
+        """All of it is there from the beginning."""
+
     def long_step(self, n_left: int, n_outputs: int) -> int:
         return 0
 

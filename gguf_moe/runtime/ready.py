@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from gguf_moe.checkpoint import Checkpoint
@@ -63,4 +64,5 @@ def start_on_gpu(
 ) -> None:
     """Give experts the memory that is left, and start. Raises OutOfMemoryError if there is too little."""
     placement.allocate_slots(runner, budget)
+    runner.grow = functools.partial(placement.grow, runner, budget)
     context.start_gpu(runner, library)

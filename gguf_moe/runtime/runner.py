@@ -25,6 +25,9 @@ class Step:
 class Runner(Protocol):
     """Owns a context's memory and whatever computes on it."""
 
+    def make_room(self, n_positions: int) -> None:
+        """Prepare for a cache of so many positions in all, before `long_step`. Raises OutOfMemoryError."""
+
     def long_step(self, n_left: int, n_outputs: int) -> int:
         """How many of n_left tokens to take in one step if more than a chunk of the context; else 0.
 

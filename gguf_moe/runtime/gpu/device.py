@@ -44,6 +44,9 @@ class Device(Protocol):
     def pinned(self, nbytes: int) -> np.ndarray:
         """Zeroed main memory that the GPU can reach at the same address: u8 [nbytes]."""
 
+    def unpin(self, array: np.ndarray) -> None:
+        """Give back what `pinned` gave."""
+
     def register(self, address: int, nbytes: int) -> bool:
         """Let the GPU read main memory where it lies; False if the system refuses."""
 
@@ -112,7 +115,7 @@ class CudaDevice:
         self._runtime = self._cupy.cuda.runtime
         self._device = self._cupy.cuda.Device(index)
         self._allocated: dict[int, Any] = {}
-        self._pinned: list[Any] = []
+        self._pinned: dict[int, Any] = {}
         self._registered: set[int] = set()
 
     def prepare(self, kernels: Iterable[str], progress: Callable[[str, int, int], None] | None) -> int:
@@ -145,10 +148,14 @@ class CudaDevice:
                 raise OutOfMemoryError(
                     f"{nbytes / 1e6:.1f} MB of main memory cannot be locked for the GPU; raise ulimit -l."
                 ) from e
-        self._pinned.append(memory)
         array = np.frombuffer(memory, np.uint8, nbytes)
         array[:] = 0
+        self._pinned[array.ctypes.data] = memory
         return array
+
+    def unpin(self, array: np.ndarray) -> None:
+        with self._use():
+            del self._pinned[array.ctypes.data]
 
     def register(self, address: int, nbytes: int) -> bool:
         with self._device:
@@ -229,8 +236,8 @@ class CudaDevice:
     def _use(self) -> Iterator[None]:
         """The calls in it go to this GPU; what fails is a DeviceError."""
         with (
-            self._device,
             _clear_errors(self._runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError),
+            self._device,
         ):
             yield
 

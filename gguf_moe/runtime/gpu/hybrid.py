@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from gguf_moe.runtime.crew import Crew
 from gguf_moe.runtime.gpu.branches import Branches
 from gguf_moe.runtime.gpu.device import Device, wait
 from gguf_moe.runtime.gpu.fuse import fuse
+from gguf_moe.runtime.gpu.kv import move_addresses
 from gguf_moe.runtime.gpu.lower import lower_to_gpu
 from gguf_moe.runtime.gpu.mailbox import Mailbox
 from gguf_moe.runtime.gpu.meeting import ready_words, waited_address
@@ -106,6 +107,11 @@ class StepProgram:
             branches = Branches(self._device, stream)
             self._graph = self._device.capture(stream, lambda: self.queue(stream, branches, slots))
         self._device.replay(stream, self._graph)
+
+    def move(self, moved: Mapping[int, int]) -> None:
+        """Buffers that it shares with others have other addresses from now on."""
+        move_addresses((launch.arguments for launch in self.launches), moved)
+        self._graph = None
 
     def logits(self, n_outputs: int) -> np.ndarray:
         """Of the step that was run last: float32 [n_outputs, n_vocab]."""

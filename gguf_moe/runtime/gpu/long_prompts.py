@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from gguf_moe.arch.weights import Experts
 from gguf_moe.errors import OutOfMemoryError
 from gguf_moe.experts.budget import SLOT_ALIGNMENT
 from gguf_moe.graph.task import Graph
 from gguf_moe.runtime.gpu.device import Device
-from gguf_moe.runtime.gpu.memory import ALIGNMENT, DeviceWeights
+from gguf_moe.runtime.gpu.memory import ALIGNMENT, DeviceWeights, Tenant
 from gguf_moe.runtime.gpu.prompt import PromptProgram, Room, prompt_kernels
 from gguf_moe.runtime.gpu.slots import ROLES, ExpertSlots
 from gguf_moe.runtime.memory import row_size
@@ -32,7 +33,7 @@ FIRST_THRESHOLD = 128
 
 
 class LongPrompts:
-    """The program for chunks of more tokens than `least`, once there is room for it.
+    """The program for chunks of more tokens than `least`, whenever there is room for it.
 
     make_graph builds its graph; layers are those that have experts; nbytes of the slots' memory may be lent.
     """
@@ -45,6 +46,18 @@ class LongPrompts:
         self._nbytes = nbytes
         self.threshold = Threshold()
         self.program: PromptProgram | None = None
+        self._memory: Tenant | None = None
+        self._streamed_bytes = 0
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of experts that passed through the GPU so far."""
+        return self._streamed_bytes + (self.program.streamed_bytes if self.program else 0)
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of device memory that are taken besides the slots'."""
+        return self.program.own_bytes if self.program else 0
 
     @property
     def kernels(self) -> list[str]:
@@ -64,10 +77,21 @@ class LongPrompts:
         nbytes = min(self._nbytes, slots.nbytes if is_lent else spare)
         if room := find_room(self._make_graph, self._layers, nbytes, self._n_ctx):
             graph = self._make_graph(room.n_tokens, MOST_OUTPUTS)
+            self._memory = tenant = Tenant(device)
             try:
-                self.program = PromptProgram(device, graph, room, weights, slots, caches, is_lent)
+                self.program = PromptProgram(
+                    cast("Device", tenant), graph, room, weights, slots, caches, is_lent
+                )
             except OutOfMemoryError:
-                self.program = None  # prompts go the other way
+                self.leave()  # prompts go the other way
+
+    def leave(self) -> None:
+        """Give the program up, and its memory, until `prepare` is called again. Between steps only."""
+        self._streamed_bytes = self.streamed_bytes
+        self.program = None
+        if self._memory:
+            self._memory.leave()
+        self._memory = None
 
     def n_tokens(self, n_left: int, n_outputs: int) -> int:
         """See Runner.long_step."""

@@ -43,6 +43,34 @@ class Area:
         return self._address + offset
 
 
+class Tenant:
+    """A device to take memory from that can be given back all at once; otherwise it is that device."""
+
+    def __init__(self, device: Device):
+        self._device = device
+        self._addresses: list[int] = []
+        self._pinned: list[np.ndarray] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def allocate(self, nbytes: int) -> int:
+        address = self._device.allocate(nbytes)
+        self._addresses.append(address)
+        return address
+
+    def pinned(self, nbytes: int) -> np.ndarray:
+        self._pinned.append(self._device.pinned(nbytes))
+        return self._pinned[-1]
+
+    def leave(self) -> None:
+        """Give all of it back. Nothing may use it any more."""
+        while self._addresses:
+            self._device.free(self._addresses.pop())
+        while self._pinned:
+            self._device.unpin(self._pinned.pop())
+
+
 class DeviceWeights:
     """The tensors on the device, uploaded once for all graphs, and where each layer's experts are looked up.
 

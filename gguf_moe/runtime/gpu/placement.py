@@ -89,24 +89,52 @@ def register_file(device: Device, checkpoint: Checkpoint) -> bool:
 
 
 def allocate_slots(runner: GpuRunner, budget: GpuBudget) -> None:
-    """Give what is left of the budget to experts. Raises OutOfMemoryError if not even the rest fits."""
-    left = budget.left
+    """Give what is left of the budget to experts.
+
+    Raises OutOfMemoryError if the rest would not fit even without them once the KV cache has grown.
+    """
+    left = budget.left - runner.caches.bytes_to_grow(runner.caches.n_ctx)
     if left < 0:
         raise OutOfMemoryError(
             f"the model without its experts, and its context, need {(budget.nbytes - left) / 1e9:.2f} GB of "
             f"GPU memory, but {budget.nbytes / 1e9:.2f} GB may be used; give more (--vram), use a smaller "
             "context (--ctx), or --device cpu."
         )
+    _share_out(runner, budget.left)
+
+
+def grow(runner: GpuRunner, budget: GpuBudget, n_positions: int) -> None:
+    """Give the KV cache room for so many positions, at the expense of experts. Between steps only.
+
+    Raises OutOfMemoryError if all experts' memory is not enough; what was computed is still there then.
+    """
+    needed, available = runner.caches.bytes_to_grow(n_positions), budget.left + runner.freed_bytes
+    if needed > available:
+        raise OutOfMemoryError(
+            f"the KV cache for {n_positions} positions needs {needed / 1e9:.2f} GB more of GPU memory, but "
+            f"{max(0, available) / 1e9:.2f} GB may be used; give more (--vram) or use a shorter prompt."
+        )
+    runner.free_slots()
+    try:
+        runner.grow_caches(n_positions)
+    finally:
+        _share_out(runner, budget.left)
+        runner.slots.refill()
+
+
+def _share_out(runner: GpuRunner, left: int) -> None:
+    """Give so many bytes to experts, or as many of them as there really are."""
+    sizes = runner.slots.sizes
     while True:
         try:
-            slots = slots_per_layer(left, runner.slots.sizes, runner.slots.n_expert)
-            used = sum(n * size for n, size in zip(slots, runner.slots.sizes, strict=True))
-            runner.allocate_slots(slots, left - used)
+            slots = slots_per_layer(left, sizes, runner.slots.n_expert)
+            used = sum(n * size for n, size in zip(slots, sizes, strict=True))
+            runner.allocate_slots(slots, max(0, left - used))
             return
         except OutOfMemoryError:
-            left = int(left * SMALLER)
-            if left < min(runner.slots.sizes, default=0):
+            if not any(slots):
                 raise
+            left = int(left * SMALLER)
 
 
 def _check_types(weights: Weights) -> None:

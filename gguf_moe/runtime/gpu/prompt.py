@@ -6,7 +6,7 @@ long chunk uses nearly all of them. So nothing of a step waits for the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.graph.task import Graph, Op, Rows, Task
 from gguf_moe.runtime.gpu.device import Device, wait
+from gguf_moe.runtime.gpu.kv import move_addresses
 from gguf_moe.runtime.gpu.memory import NOWHERE, Area, DeviceWeights
 from gguf_moe.runtime.gpu.ops import HOST_OPS, Launch, lower_alone
 from gguf_moe.runtime.gpu.ring import Ring
@@ -76,6 +77,7 @@ class PromptProgram:
         self._device = device
         self._slots = slots
         self._n_lent = room.nbytes if is_lent else 0
+        self.own_bytes = 0 if is_lent else room.nbytes
         area = slots.area(room.nbytes) if is_lent else Area(device.allocate(room.nbytes), room.nbytes)
         self._buffers = StepBuffers(device, graph, room.n_tokens, weights, caches, area.allocate)
         self._ring = Ring(device, room.piece_size, room.n_pieces, area.allocate)
@@ -106,6 +108,10 @@ class PromptProgram:
         finally:
             for working in (stream, self._ring.stream):
                 wait(self._device, working)
+
+    def move(self, moved: Mapping[int, int]) -> None:
+        """Buffers that it shares with others have other addresses from now on."""
+        move_addresses((launch.arguments for _, launches in self._tasks for launch in launches), moved)
 
     def logits(self, n_outputs: int) -> np.ndarray:
         """Of the step that was run last: float32 [n_outputs, n_vocab]."""

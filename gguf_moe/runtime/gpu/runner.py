@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -53,7 +53,9 @@ class GpuRunner:
         self._weights = DeviceWeights(device)
         self.slots = ExpertSlots(device, layers, self._weights, policy)
         graphs = {n: make_graph(n, n) for n in dict.fromkeys((1, n_batch))}
-        self.caches = KvCaches(device, graphs[n_batch])
+        self.caches = KvCaches(device, graphs[n_batch], n_ctx)
+        self.grow: Callable[[int], None] = self.grow_caches
+        """Called with how many positions the KV cache must have room for."""
         addresses = self.caches.addresses
         self.programs = {
             n: StepProgram(device, graph, n, self._weights, addresses, n_threads)
@@ -116,6 +118,27 @@ class GpuRunner:
         self.slots.allocate(slots_per_layer)
         self._long.prepare(self._device, self._weights, self.slots, self.caches.addresses, spare)
 
+    @property
+    def freed_bytes(self) -> int:
+        """What `free_slots` would give back."""
+        return self.slots.nbytes + self._long.own_bytes
+
+    def free_slots(self) -> None:
+        """Take the memory from experts and long prompts, until `allocate_slots`. Between steps only."""
+        self._long.leave()
+        self.slots.clear()
+
+    def grow_caches(self, n: int) -> None:
+        """Give the KV cache room for n positions, between steps. Raises OutOfMemoryError."""
+        moved: dict[int, int] = {}
+        try:
+            self.caches.grow(n, moved)
+        finally:
+            for program in self._hybrids:
+                program.move(moved)
+            if self._long.program:
+                self._long.program.move(moved)
+
     def start(self, library: KernelLibrary) -> None:
         """Put the programs together and make the threads; all kernels must have been prepared."""
         signature = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 3)
@@ -126,12 +149,17 @@ class GpuRunner:
             wait(self._device, self._stream)
         self._crew = Crew(self._n_threads, library)
 
+    def make_room(self, n_positions: int) -> None:
+        if n_positions > self.caches.n_positions:
+            self.grow(n_positions)
+
     def long_step(self, n_left: int, n_outputs: int) -> int:
         return self._long.n_tokens(n_left, n_outputs)
 
     def run(self, step: Step) -> np.ndarray:
         assert self._crew is not None
         self._number += 1
+        self.make_room(step.n_past + len(step.tokens))
         self.slots.commit_arrived()
         start = time.perf_counter()
         n = len(step.tokens)
@@ -156,13 +184,13 @@ class GpuRunner:
 
     def usage(self) -> Usage:
         """What happened since loading. Between steps only."""
-        counts, prompt = self.slots.cache.counts, self._long.program
+        counts = self.slots.cache.counts
         return Usage(
             n_tokens=self._n_tokens,
             hits=counts.hits,
             misses=counts.misses,
             uploads=counts.uploads,
-            uploaded_bytes=self.slots.uploaded_bytes + (prompt.streamed_bytes if prompt else 0),
+            uploaded_bytes=self.slots.uploaded_bytes + self._long.streamed_bytes,
             step_s=self._step_s,
             gpu_waited_s=sum(program.waited_ns(self._stream) for program in self._hybrids) / 1e9,
             cpu_waited_s=self._crew.waited_s if self._crew else 0.0,
@@ -175,6 +203,7 @@ class GpuRunner:
         return self.caches.read(name, start, nbytes)
 
     def write(self, name: str, start: int, data: np.ndarray) -> None:
+        self.make_room(self.caches.positions_of(name, start + data.nbytes))
         self.caches.write(name, start, data)
 
     def close(self) -> None:
@@ -183,7 +212,6 @@ class GpuRunner:
         self._crew = None
         self.programs.clear()
         self.ways.clear()
-        self.slots.close()
         self._device.close()
 
     def _embed(self, tokens: Sequence[int], out: np.ndarray) -> None:

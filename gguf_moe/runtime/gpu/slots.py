@@ -140,8 +140,17 @@ class ExpertSlots:
         self.cache.warm(heat)
         self._bring_all(self.cache.refill)
 
-    def close(self) -> None:
-        """Give the slots' memory back. Nothing may run on the device."""
+    def refill(self) -> None:
+        """Bring the experts that the policy ranks best, then any others into free slots; wait for them."""
+        self._bring_all(self.cache.refill)
+        self.fill()
+
+    def clear(self) -> None:
+        """Give the slots' memory back until `allocate` is called again. Between steps only."""
+        self.settle()
+        self.cache.resize([0] * self.cache.n_layer)
+        self._tables[:] = 0
+        self._lent = 0
         if self._nbytes:
             self._device.free(self._end - self._nbytes)
         self._nbytes = 0

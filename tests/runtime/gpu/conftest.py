@@ -38,6 +38,12 @@ def emulated_library(tmp_path_factory):
     return emulated.EmulatedLibrary(tmp_path_factory.mktemp("emulated"))
 
 
+@pytest.fixture
+def emulated_gpu(emulated_library):
+    """An emulated device, whose memory can be made to fail."""
+    return emulated_device.EmulatedDevice(emulated_library)
+
+
 @pytest.fixture(params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
 def make_device(request):
     """make_device(): a new device."""

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 
+from gguf_moe.errors import OutOfMemoryError
 from gguf_moe_kernels.cuda.launch import launch_of
 
 
@@ -53,12 +54,21 @@ class EmulatedDevice:
         self._pinned = []
         self._streams = []
         self.launched = []
+        self.n_allocated = 0
+        self.refuses = lambda number, nbytes: False
+        """Whether an allocation, counted from 1, of so many bytes fails."""
 
     def prepare(self, kernels, progress):
         self._library.prepare(kernels)
         return 0
 
     def allocate(self, nbytes):
+        self.n_allocated += 1
+        if self.refuses(self.n_allocated, nbytes):
+            raise OutOfMemoryError(f"the GPU cannot give {nbytes} bytes; use less (--vram).")
+        return self._zeros(nbytes)
+
+    def _zeros(self, nbytes):
         array = np.zeros(nbytes + 256, np.uint8)
         address = array.__array_interface__["data"][0]
         address += -address % 256
@@ -69,10 +79,13 @@ class EmulatedDevice:
         del self._arrays[address]
 
     def pinned(self, nbytes):
-        address = self.allocate(nbytes)
+        address = self._zeros(nbytes)
         array = self._arrays.pop(address)
         start = address - array.__array_interface__["data"][0]
         return array[start : start + nbytes]
+
+    def unpin(self, array):
+        pass
 
     def register(self, address, nbytes):
         return True

@@ -121,7 +121,7 @@ def test_a_lost_gpu_is_said_and_the_cpu_still_works(
 
     with hybrid_context(moe_file, 1) as context:
         context.extend([1], 1)
-        for name in ("copy", "replay", "is_idle", "is_done", "event", "memory"):
+        for name in ("copy", "replay", "is_idle", "is_done", "event", "memory", "free", "unpin"):
             monkeypatch.setattr(context._runner._device, name, fail)
         with pytest.raises(DeviceError, match="DevicesUnavailable"):
             context.extend([2], 1)
