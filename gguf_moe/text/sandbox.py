@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,7 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from gguf_moe.text import budget as cost
 from gguf_moe.text import payments
-from gguf_moe.text.budget import Budget, size
+from gguf_moe.text.budget import Budget
+from gguf_moe.text.prices import STRING_METHODS, WIDE_FORMAT, Prices, check_width, words
 from gguf_moe.text.template_functions import Generation, from_json, raise_exception, strftime_now
 
 INPUT_FACTOR = 400
@@ -32,44 +32,19 @@ MAX_INPUT_UNITS = 1_000_000_000
 MAX_NODES = 10_000
 """Size of a template's syntax tree, which takes time to compile. The largest in use have 1,500."""
 
-MAX_PRECISION = 50
-"""Decimal digits that a template may round to."""
-
-MAX_WIDTH = 200
-"""Characters that a template may pad or indent by."""
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_REMOVED_FILTERS = _words(
+_REMOVED_FILTERS = words(
     "batch center filesizeformat format pprint slice striptags urlize wordcount wordwrap xmlattr"
 )
-_LAZY_FILTERS = _words("map reject rejectattr select selectattr")
-_CHEAP_FILTERS = _words("attr count d default first items last length random")
-_HEAVY_FILTERS = _words(
+_LAZY_FILTERS = words("map reject rejectattr select selectattr")
+_CHEAP_FILTERS = words("attr count d default first items last length random")
+_HEAVY_FILTERS = words(
     "capitalize dictsort e escape forceescape from_json groupby indent max min sort title tojson unique "
     "urlencode"
 )
-_COMPARING_TESTS = _words(
+_COMPARING_TESTS = words(
     "!= < <= == > >= divisibleby eq equalto filter ge greaterthan gt in le lessthan lower lt ne test upper"
 )
-
-_STRING_METHODS = _words(
-    "capitalize casefold center count endswith find format format_map index isalnum isalpha isascii "
-    "isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower "
-    "lstrip partition removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split "
-    "splitlines startswith strip swapcase title upper zfill"
-)
-_PADDING_METHODS = _words("center ljust rjust zfill")
-# They may compare each character of the text with each of the argument.
-_SLOW_METHODS = _words("lstrip rfind rindex rpartition rsplit rstrip strip")
-_LOOKUP_METHODS = _words("get items keys values")
-
-# A width of three digits, a width taken from the arguments.
-_WIDE_PERCENT = re.compile(r"\d{3}|\*")
-_WIDE_FORMAT = re.compile(r"\d{3}|\{[^{}]*\{")
+_LOOKUP_METHODS = words("get items keys values")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -87,6 +62,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             cache_size=0,
         )
         self.budget = budget
+        self._prices = Prices(budget)
         del self.globals["lipsum"]
         self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
         for name in _REMOVED_FILTERS:
@@ -131,28 +107,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """The operators that can make something large."""
-        self.budget.spend(cost.LOOKUP)
-        if isinstance(left, int) and isinstance(right, int):
-            _check_number(operator, left, right)
-        elif operator == "*" and (isinstance(left, int) or isinstance(right, int)):
-            n, value = (left, right) if isinstance(left, int) else (right, left)
-            if isinstance(value, str):
-                self.budget.spend(cost.MAKE * size(value) * n)
-            elif isinstance(value, list | tuple):
-                self.budget.spend(cost.ELEMENT * len(value) * n)
-        elif operator == "+":
-            self.budget.make(left)
-            self.budget.make(right)
-        elif operator == "%" and isinstance(left, str):
-            self._check_format(left, right, _WIDE_PERCENT, left.count("%"))
+        self._prices.pay_operator(operator, left, right)
         return super().call_binop(context, operator, left, right)
-
-    def _check_format(self, text: str, arguments: Any, wide: re.Pattern[str], n_fields: int) -> None:
-        if wide.search(text):
-            raise SecurityError("a field of a format string is too wide")
-        before = self.budget.left
-        self.budget.walk(arguments, cost.HEAVY)
-        self.budget.spend(n_fields * (before - self.budget.left + 100 * cost.MAKE) + cost.MAKE * size(text))
 
     # Attributes, methods and functions
 
@@ -168,7 +124,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may read it: of a number nothing, of a str only the methods that can be paid."""
-        if isinstance(obj, int | float | bytes) or (isinstance(obj, str) and attr not in _STRING_METHODS):
+        if isinstance(obj, int | float | bytes) or (isinstance(obj, str) and attr not in STRING_METHODS):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
@@ -180,7 +136,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         text = value.__self__
 
         def paid(*args: Any, **kwargs: Any) -> str:
-            self._check_format(text, (args, kwargs), _WIDE_FORMAT, text.count("{"))
+            self._prices.check_format(text, (args, kwargs), WIDE_FORMAT, text.count("{"))
             return formatted(*args, **kwargs)
 
         return paid
@@ -193,7 +149,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if not isinstance(__obj, Macro):
             args = tuple([list(arg) if isinstance(arg, Iterator) else arg for arg in args])
         if isinstance(owner, str):
-            self._pay_string_method(owner, __obj.__name__, args, kwargs)
+            self._prices.pay_string_method(owner, __obj.__name__, args, kwargs)
         elif isinstance(owner, list | tuple | Mapping):
             self.budget.walk(args, cost.MAKE)
             if __obj.__name__ not in _LOOKUP_METHODS:
@@ -201,32 +157,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif not isinstance(__obj, Macro):
             self.budget.walk((args, kwargs), cost.READ)
         return self.budget.make(super().call(__context, __obj, *args, **kwargs))
-
-    def _pay_string_method(
-        self, text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        self.budget.walk((text, args, kwargs), cost.MAKE)
-        if name in _PADDING_METHODS:
-            _check_width(args[0] if args else 0)
-        elif name == "replace":
-            self._pay_replace(text, *args[:2])
-        elif name == "join" and args and hasattr(args[0], "__len__"):
-            self.budget.spend(cost.MAKE * size(text) * len(args[0]))
-        elif name in ("split", "rsplit", "splitlines"):
-            separator = args[0] if args and isinstance(args[0], str) else kwargs.get("sep")
-            n_pieces = text.count(separator) + 1 if separator else len(text)
-            self.budget.spend(cost.ELEMENT * n_pieces)
-
-        if name in _SLOW_METHODS:
-            self._pay_slow_search(text, *args[:1], **kwargs)
-
-    def _pay_slow_search(self, text: str, sought: Any = None, **kwargs: Any) -> None:
-        for argument in (sought, *kwargs.values()):
-            if isinstance(argument, str):
-                self.budget.spend(cost.READ * len(text) * len(argument))
-
-    def _pay_replace(self, text: str, old: Any = "", new: Any = "") -> None:
-        self.budget.spend(cost.MAKE * size(str(new)) * text.count(str(old)))
 
     # Filters and tests
 
@@ -248,29 +178,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
                     value = [self.budget.walk(item, rate) for item in value]
                 else:
                     self.budget.walk(value, rate)
-                self._check_arguments(name, value, rest, kwargs)
+                self._prices.pay_arguments(name, value, rest, kwargs)
             return function(*passed, value, *rest, **kwargs)
 
         return paid
-
-    def _check_arguments(self, name: str, value: Any, rest: list[Any], kwargs: Mapping[str, Any]) -> None:
-        if name == "replace":
-            self._pay_replace(str(value), *rest[:2], **{k: v for k, v in kwargs.items() if k != "count"})
-        elif name == "indent":
-            width = rest[0] if rest else kwargs.get("width", 4)
-            _check_width(width)
-            self.budget.spend(cost.MAKE * MAX_WIDTH * str(value).count("\n"))
-        elif name == "join" and hasattr(value, "__len__"):
-            separator = rest[0] if rest else kwargs.get("d", "")
-            self.budget.spend(cost.MAKE * size(str(separator)) * len(value))
-        elif name == "trim":
-            self._pay_slow_search(str(value), *rest[:1], **kwargs)
-        elif name == "int" and len(str(value)) > 1000:
-            raise SecurityError("a number is too large")
-        elif name == "round":
-            _check_precision(rest[0] if rest else kwargs.get("precision", 0))
-        elif name == "sum" and (len(rest) > 1 or "start" in kwargs):
-            raise SecurityError("the filter sum takes no start value here")
 
     def _paid_test(self, function: Any) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -289,34 +200,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """JSON as transformers writes it; unlike Jinja's own filter it does not escape HTML."""
-        _check_width(indent or 0)
-        _check_width("".join(separators or ()))
+        check_width(indent or 0)
+        check_width("".join(separators or ()))
         encoder = json.JSONEncoder(
             ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
         if indent is None:
             return encoder.encode(value)
         return "".join([self.budget.make(chunk) for chunk in encoder.iterencode(value)])
-
-
-def _check_number(operator: str, left: int, right: int) -> None:
-    bits = left.bit_length()
-    if operator == "*":
-        bits += right.bit_length()
-    elif operator == "**":
-        bits *= max(right, 1)
-    if bits > cost.MAX_NUMBER_BITS:
-        raise SecurityError("a number is too large")
-
-
-def _check_precision(precision: Any) -> None:
-    if abs(precision) > MAX_PRECISION:
-        raise SecurityError(f"a number is rounded to more than {MAX_PRECISION} digits")
-
-
-def _check_width(width: Any) -> None:
-    if (width if isinstance(width, int) else len(str(width))) > MAX_WIDTH:
-        raise SecurityError(f"a text is padded by more than {MAX_WIDTH} characters")
 
 
 def compile_template(source: str) -> Any:

@@ -12,7 +12,8 @@ import numpy as np
 
 from gguf_moe.runtime.gpu.ops import Launch
 from gguf_moe_kernels import structs
-from gguf_moe_kernels.cuda.launch import FEW_HEADS, MOST_CHOICES, SHORT
+from gguf_moe_kernels.cuda.attention_launch import FEW_HEADS
+from gguf_moe_kernels.cuda.launch import MOST_CHOICES, SHORT
 from gguf_moe_kernels.cuda.source import QTYPES
 
 MOST = 8

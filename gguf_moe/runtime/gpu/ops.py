@@ -19,7 +19,7 @@ from gguf_moe.runtime.memory import row_size
 from gguf_moe.runtime.program import Value
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
-from gguf_moe_kernels.cuda.launch import attention_scores_stride, attention_splits
+from gguf_moe_kernels.cuda.attention_launch import attention_scores_stride, attention_splits
 
 HOST_OPS = frozenset({"inp_embd"})
 """Tasks that the host does before a step: token embeddings stay in main memory."""

@@ -22,7 +22,7 @@ from gguf_moe.runtime.gpu.ring import Ring
 from gguf_moe.runtime.gpu.slots import ExpertSlots
 from gguf_moe.runtime.gpu.step import Embed, StepBuffers
 from gguf_moe.runtime.runner import Step
-from gguf_moe_kernels.cuda.launch import WIDEST
+from gguf_moe_kernels.cuda.attention_launch import WIDEST
 from gguf_moe_kernels.quants import GGMLType
 
 FLOAT_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)

@@ -1,7 +1,7 @@
 // What the kernels of attention share: elements of the cache, and how splits of it are joined.
 #include "exact.cuh"
 
-// Positions of a split, which are counted from position 0. launch.py knows it.
+// Positions of a split, which are counted from position 0. attention_launch.py knows it.
 constexpr int SPLIT = 128;
 // A position's key is read by LANES lanes, CHUNK elements at a time.
 constexpr int LANES = 8, CHUNK = 8;

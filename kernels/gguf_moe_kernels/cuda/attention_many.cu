@@ -7,7 +7,7 @@
 #include "attention.cuh"
 
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
-// launch.py knows these two.
+// attention_launch.py knows these two.
 constexpr int QUERIES = 32, HEADS = 8;
 constexpr int OF_WARP = QUERIES / WARPS, POSITIONS = SPLIT / WARP;
 // Columns of a row of scores, and bytes that keep rows of the cache in different banks.
@@ -29,7 +29,7 @@ struct Queries
     }
 };
 
-// See launch.py.
+// See attention_launch.py.
 struct ManyShared
 {
     float *q;             // [QUERIES, n_embd_head_k]

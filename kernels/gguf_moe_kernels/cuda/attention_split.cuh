@@ -2,7 +2,7 @@
 #include "attention.cuh"
 
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
-// launch.py knows these numbers.
+// attention_launch.py knows these numbers.
 constexpr int COLUMNS = 1024;
 // Heads of a block: many read less, few keep more blocks busy when there is one token.
 constexpr int HEADS = 8, FEW_HEADS = 2;
@@ -14,7 +14,7 @@ struct Part {
     long long first, end; // the positions that the token sees
 };
 
-// The shared memory of a block: see launch.py.
+// The shared memory of a block: see attention_launch.py.
 template <int N_HEADS>
 struct Shared {
     float *q;      // [N_HEADS, n_embd_head_k]

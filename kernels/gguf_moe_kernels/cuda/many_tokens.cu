@@ -38,7 +38,7 @@ __device__ __forceinline__ void run_tile(
     } else {
         Shared<Block> &shared = *reinterpret_cast<Shared<Block> *>(dynamic_shared);
         int warp = threadIdx.x / WARP;
-        Tile<Block> tile{shared, weight, row_size, last_row, x.n, static_cast<int>(n_in / Block::SIZE),
+        Tile<Block> tile{{shared, weight, row_size, last_row, static_cast<int>(n_in / Block::SIZE)}, x.n,
                          warp / WARPS_OF_ROWS * OF_WARP, warp % WARPS_OF_ROWS * OF_WARP};
         // Threads may still read the tile before.
         __syncthreads();

@@ -3,7 +3,7 @@
 #include "blocks/qtype.cuh"
 #include "dot.cuh"
 
-// launch.py knows these.
+// matmul_launch.py knows these.
 constexpr int WARPS = 4, THREADS = WARPS * WARP, TOKENS = 4;
 
 __device__ __forceinline__ int last_of(long long first, long long n, int most)
@@ -164,7 +164,7 @@ KERNEL(TYPED(matmul_id), MatmulId, THREADS)
     dot_rows<Block, WARP_ROWS_BY_EXPERT, 1, WARPS>(weight, here.x, a.n_in, store);
 }
 
-// launch.py knows this one too.
+// matmul_launch.py knows this one too.
 constexpr int ROWS_OF_EACH = 2;
 
 // Rows of two weights: ROWS_OF_EACH of `gate`, then as many of `up`.

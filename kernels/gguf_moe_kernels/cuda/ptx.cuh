@@ -2,8 +2,9 @@
 // tests has its own version of this file.
 
 // KERNEL(name, Struct, threads) { body }: a kernel whose argument `a` is a Struct passed by value. After the threads
-// may come how many blocks a multiprocessor shall hold at once.
-#define KERNEL(name, Struct, ...)                                                                      \
+// may come how many blocks a multiprocessor shall hold at once. The second macro gets a name like TYPED(x) expanded.
+#define KERNEL(name, Struct, ...) KERNEL_(name, Struct, __VA_ARGS__)
+#define KERNEL_(name, Struct, ...)                                                                     \
     static __device__ __forceinline__ void name##_body(const Struct &a);                               \
     extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Struct a)   \
     {                                                                                                  \

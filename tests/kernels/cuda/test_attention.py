@@ -5,7 +5,7 @@ import pytest
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ActivationFormat
-from gguf_moe_kernels.cuda.launch import attention_scores_stride, attention_splits
+from gguf_moe_kernels.cuda.attention_launch import attention_scores_stride, attention_splits
 from gguf_moe_kernels.ref import activations, kv_cache
 
 N_CTX = 320
