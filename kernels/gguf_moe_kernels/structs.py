@@ -174,6 +174,9 @@ RECEIVE = _struct(
     "waited rows"
 )
 
+# Another op with its arguments; times: int64 [threads, 8], see cpu/stopwatch.py
+STOPWATCH = _struct("function arguments times")
+
 # The CPU waits for a post: a waiting row of the crew's table (see ROW_SIZE). When `sequence` has reached the
 # value of `step`, it goes on with the next row, or n_rows rows further if n_used is 0. n_places: int64 that
 # gets the number of missing places, first[n_used].

@@ -1,10 +1,11 @@
 """One row of activations with many rows of a quantized weight: where decoding spends its time.
 
 Where it pays (Layout.in_order) rows of whole fours of blocks pass one after the other: in_order.py. Others
-pass four side by side, each from front to back, four blocks at a time. The 16 blocks of a step (lane 4i + j:
-block i of row j) share their header, and end as 16 sums: the four partial sums of each row (dot.py: block
-index mod 4) for four rows. The rows that come next are asked for ahead of time; left to itself the processor
-waits for memory half of the time.
+pass four side by side, one from each quarter of the rows, so that memory is read as four streams; each from
+front to back, four blocks at a time. The 16 blocks of a step (lane 4i + j: block i of row j) share their
+header, and end as 16 sums: the four partial sums of each row (dot.py: block index mod 4) for four rows. What
+comes next in each stream is asked for ahead of time; left to itself the processor waits for memory most of
+the time.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ from gguf_moe_kernels.cpu.vector import (
     zero_i32x16,
 )
 
-AHEAD = 16384
-"""Bytes, at least, between what is read and what is asked for."""
+AHEAD = 2048
+"""Bytes between what is read in a stream and what is asked for there."""
 
 
 def make_one_token(
@@ -90,62 +91,64 @@ def make_one_token(
             for m in range(4):
                 store_i64(places, 8 * m, header_place(at, m))
             unpack_header(places, step, header)
-            q, next_ = x + 4 * i * block_size, w + ahead + 4 * i * four_size
-            new = add_blocks(acc, at, step, header, q, d + 16 * i, sums + i * sums_size, next_)
+            q, next_ = x + 4 * i * block_size, w + ahead + i * four_size
+            new = add_blocks(acc, at, step, header, q, d + 16 * i, sums + i * sums_size, next_, stride)
             acc = keep_first(left, new, acc)
         return add_quarters(acc)
 
     @njit
     def one_token(w, row_size, n_rows, n_in, x, out):
         header, sums = stack_header(), stack_sums()
-        ahead = 4 * row_size * (1 + AHEAD // (4 * row_size))
-        r = 0
-        if in_order and n_in % (4 * block_size) == 0:
-            r = n_rows // 4 * 4
-            rows_in_order(w, r, n_in // (4 * block_size), x, out)
-        while r < n_rows:
-            n = 4 if r + 4 <= n_rows else 1  # rows that are left over come one by one
-            stride = row_size if n == 4 else 0
-            result = four_rows(w + r * row_size, stride, n_in // block_size, x, header, ahead)
-            store_f32x4(sums, 0, result)
-            for j in range(n):
-                store_f32(out, 4 * (r + j), load_f32(sums, 4 * j))
-            r += n
+        n_blocks, quarter = n_in // block_size, n_rows // 4
+        apart = quarter * row_size
+        if in_order and n_blocks % 4 == 0:
+            rows_in_order(w, 4 * quarter, n_blocks // 4, x, out)
+        else:
+            for r in range(quarter):
+                # Behind a quarter comes the same quarter of the next rows, which are likely to be next.
+                ahead = AHEAD + 3 * apart if (r + 1) * row_size + AHEAD > apart else AHEAD
+                result = four_rows(w + r * row_size, apart, n_blocks, x, header, ahead)
+                store_f32x4(sums, 0, result)
+                for j in range(4):
+                    store_f32(out, 4 * (r + j * quarter), load_f32(sums, 4 * j))
+        for r in range(4 * quarter, n_rows):  # rows that are left over come one by one
+            store_f32x4(sums, 0, four_rows(w + r * row_size, 0, n_blocks, x, header, AHEAD))
+            store_f32(out, 4 * r, load_f32(sums, 0))
 
     return one_token
 
 
 def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """add_blocks(acc, w, stride, header, q, d, sums, next_): acc and the terms of four blocks of four rows.
+    """add_blocks(acc, w, stride, header, q, d, sums, next_, apart): acc plus terms of 4 x 4 blocks.
 
-    w is the address of the first row's blocks; q, d and sums those of what belongs to them in x. What lies
-    `ahead` bytes behind the blocks is asked for meanwhile: a few lines at a time, as more at once block the
-    loads behind them.
+    w is the address of the first row's four blocks, those of the next row are `stride` bytes behind; q, d and
+    sums belong to them in x. Meanwhile as many blocks are asked for at next_ and, for the other rows, each
+    time `apart` bytes behind: a few lines at a time, as more at once block the loads behind them.
     """
     type_size, offset, has_minimum = layout.type_size, layout.whole_offset, layout.has_minimum
     prepared, dot, pair = layout.prepare(quants), layout.dot, layout.make_pair()
     one_block = make_one_block(quants, layout)
 
     @njit
-    def block_of_rows(w, stride, header, lane, q, next_):
+    def block_of_rows(w, stride, header, lane, q, next_, apart):
         """Integer sums of the same block of four rows, spread over the quarters."""
         x0, x1, x2, x3 = load_i8x64(q, 0), load_i8x64(q, 64), load_i8x64(q, 128), load_i8x64(q, 192)
-        ask_for(next_ + lane * type_size, type_size)
+        ask_for(next_, type_size)
         a = one_block(w, header, lane, x0, x1, x2, x3)
-        ask_for(next_ + (lane + 1) * type_size, type_size)
+        ask_for(next_ + apart, type_size)
         b = one_block(w + stride, header, lane + 1, x0, x1, x2, x3)
-        ask_for(next_ + (lane + 2) * type_size, type_size)
+        ask_for(next_ + 2 * apart, type_size)
         c = one_block(w + 2 * stride, header, lane + 2, x0, x1, x2, x3)
-        ask_for(next_ + (lane + 3) * type_size, type_size)
+        ask_for(next_ + 3 * apart, type_size)
         d = one_block(w + 3 * stride, header, lane + 3, x0, x1, x2, x3)
         return sum_fours(a, b, c, d)
 
     @njit
-    def add_large(acc, w, stride, header, q, d, sums, next_):
-        a = block_of_rows(w, stride, header, 0, q, next_)
-        b = block_of_rows(w + type_size, stride, header, 4, q + 256, next_)
-        c = block_of_rows(w + 2 * type_size, stride, header, 8, q + 512, next_)
-        e = block_of_rows(w + 3 * type_size, stride, header, 12, q + 768, next_)
+    def add_large(acc, w, stride, header, q, d, sums, next_, apart):
+        a = block_of_rows(w, stride, header, 0, q, next_, apart)
+        b = block_of_rows(w + type_size, stride, header, 4, q + 256, next_ + type_size, apart)
+        c = block_of_rows(w + 2 * type_size, stride, header, 8, q + 512, next_ + 2 * type_size, apart)
+        e = block_of_rows(w + 3 * type_size, stride, header, 12, q + 768, next_ + 3 * type_size, apart)
         total = sum_quarters(a, b, c, e)
         corrections = zero_i32x16()
         if offset or has_minimum:
@@ -171,8 +174,13 @@ def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[...,
         return sum_fours(a, b, c, d)
 
     @njit
-    def add_small(acc, w, stride, header, q, d, sums, next_):
-        ask_for(next_, 16 * type_size)
+    def ask_for_fours(next_, apart):
+        for j in range(4):
+            ask_for(next_ + j * apart, 4 * type_size)
+
+    @njit
+    def add_small(acc, w, stride, header, q, d, sums, next_, apart):
+        ask_for_fours(next_, apart)
         first = two_blocks_of_rows(w, stride, q)
         total = sum_halves(first, two_blocks_of_rows(w + 2 * type_size, stride, q + 64))
         if offset:
@@ -191,8 +199,8 @@ def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[...,
         return two_blocks_of_rows(w, stride, q) - sum_fours(plain, plain, plain, plain) * offset
 
     @njit
-    def add_halves(acc, w, stride, header, q, d, sums, next_):
-        ask_for(next_, 16 * type_size)
+    def add_halves(acc, w, stride, header, q, d, sums, next_, apart):
+        ask_for_fours(next_, apart)
         a, b = sums_of_16(w, stride, q), sums_of_16(w + 2 * type_size, stride, q + 64)
         scale = load_repeated_f32(d, 0)
         first, second = to_floats(even_quarters(a, b)), to_floats(odd_quarters(a, b))

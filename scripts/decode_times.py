@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Measure where the time of a token goes on the CPU: in each kind of task, and in waits between them.
+
+  decode_times.py FILE -t 2
+
+One line for each kind of task, all layers together, per token (medians):
+
+  span     from the first thread's arrival until the last one's leaving, ms
+  busy     the share of span in which threads compute, mean of all threads
+  wait     until the next task begins: what threads wait for each other, mean of all threads, ms
+  MB       weights read, and GB/s while the task lasts
+
+The last line has a token without stopwatches.
+
+The crew's program is that of the model, with each op inside a stopwatch (gguf_moe_kernels/cpu/stopwatch.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import gguf_moe
+from gguf_moe.checkpoint import ExpertTensors
+from gguf_moe.graph.task import Op, Task
+from gguf_moe.runtime.bandwidth import BandwidthMeter
+from gguf_moe_kernels import structs
+from gguf_moe_kernels.cpu.stopwatch import BUSY, FIRST, LAST, TIMES_SIZE
+
+FIRST_TOKEN = 1000
+MATRICES = (Op.MATMUL, Op.MATMUL_ID, Op.MATMUL_HEADS)
+
+
+class Stopwatches:
+    """One around each row of a context's program."""
+
+    def __init__(self, model: gguf_moe.Model, n_threads: int):
+        self._table = model._context._runner._program.table
+        n_rows = len(self._table)
+        self.times = np.zeros((n_rows, n_threads, TIMES_SIZE // 8), np.int64)
+        self._arguments = np.zeros(n_rows, structs.STOPWATCH)
+        self._arguments["function"], self._arguments["arguments"] = self._table[:, 0], self._table[:, 1]
+        first = self.times.__array_interface__["data"][0]
+        self._arguments["times"] = first + np.arange(n_rows) * self.times.strides[0]
+        self._table[:, 0] = model._library.address("stopwatch.stopwatch")
+        at = self._arguments.__array_interface__["data"][0]
+        self._table[:, 1] = at + np.arange(n_rows) * self._arguments.itemsize
+
+    def remove(self) -> None:
+        """Give the program its own ops again."""
+        self._table[:, 0], self._table[:, 1] = self._arguments["function"], self._arguments["arguments"]
+
+
+def weight_bytes(task: Task, n_expert_used: int) -> float:
+    """Bytes of matrices that a token reads in this task, on average."""
+    if task.op not in MATRICES:
+        return 0.0
+    weight = task.weights["weight"]
+    if isinstance(weight, ExpertTensors):
+        return sum(weight.nbytes) * n_expert_used / len(weight.nbytes)
+    return weight.nbytes
+
+
+def kind_of(task: Task) -> str:
+    """The task's name without its layer, with the type of its weights."""
+    name = re.sub(r"[-_]l?\d+$", "", task.name)
+    if task.op not in MATRICES:
+        return name
+    weight = task.weights["weight"]
+    qtypes = weight.qtypes if isinstance(weight, ExpertTensors) else (weight.qtype,)
+    return f"{name} {'/'.join(sorted({qtype.name for qtype in qtypes}))}"
+
+
+def measure_plain(model: gguf_moe.Model, n_tokens: int) -> float:
+    """ms of a token, the median."""
+    seconds = []
+    for i in range(n_tokens):
+        start = time.perf_counter()
+        model._context.extend([FIRST_TOKEN + i], 1)
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(seconds))
+
+
+def measure(model: gguf_moe.Model, n_threads: int, n_tokens: int) -> np.ndarray:
+    """When each thread came to each row, when it left it, and how long it computed there: float64 in ms
+    [n_tokens, n_rows, n_threads, 3]."""
+    watches = Stopwatches(model, n_threads)
+    seconds, watched = [], []
+    for i in range(n_tokens):
+        watches.times[:] = 0
+        model._context.extend([FIRST_TOKEN + i], 1)
+        seconds.append(time.perf_counter())
+        watched.append(watches.times[..., [FIRST // 8, LAST // 8, BUSY // 8]].copy())
+    watches.remove()
+    ticks = watched[-1][-1, 0, 1] - watched[0][-1, 0, 1]
+    return np.array(watched) * (1e3 * (seconds[-1] - seconds[0]) / float(ticks))
+
+
+@dataclass
+class Sums:
+    """All tasks of a kind: ms of each token, float64 [n_tokens]."""
+
+    number: int = 0
+    span: float | np.ndarray = 0.0
+    busy: float | np.ndarray = 0.0
+    wait: float | np.ndarray = 0.0
+    megabytes: float = 0.0
+
+
+def sums_by_kind(times: np.ndarray, tasks: list[Task], n_expert_used: int) -> dict[str, Sums]:
+    """Where the times of `measure` went."""
+    first, last, busy = (times[..., i] for i in range(3))
+    following = np.roll(first, -1, axis=1)
+    following[:, -1] = last[:, -1].max(axis=1, keepdims=True)
+    span, wait = last.max(axis=2) - first.min(axis=2), (following - last).mean(axis=2)
+    kinds: dict[str, Sums] = defaultdict(Sums)
+    for row, task in enumerate(tasks):
+        kind = kinds[kind_of(task)]
+        kind.number += 1
+        kind.span += span[:, row]
+        kind.busy += busy[:, row].mean(axis=1)
+        kind.wait += wait[:, row]
+        kind.megabytes += weight_bytes(task, n_expert_used) / 1e6
+    return kinds
+
+
+def show(kinds: dict[str, Sums], token_ms: float) -> None:
+    """The table, the longest first."""
+    print(f"{'task':<30}{'number':>7}{'span':>9}{'busy':>7}{'wait':>8}{'MB':>9}{'GB/s':>7}")
+    for name, kind in sorted(kinds.items(), key=lambda item: -np.median(item[1].span)):
+        span, wait = np.median(kind.span), np.median(kind.wait)
+        rate = f"{kind.megabytes:>9.1f}{kind.megabytes / span:>7.1f}" if kind.megabytes else ""
+        share = 100 * np.median(kind.busy / kind.span)
+        print(f"{name:<30}{kind.number:>7}{span:>9.3f}{share:>6.0f}%{wait:>8.3f}{rate}")
+    number, megabytes = sum(k.number for k in kinds.values()), sum(k.megabytes for k in kinds.values())
+    wait = np.median(sum(k.wait for k in kinds.values()))
+    rate = f"{megabytes:>9.1f}{megabytes / token_ms:>7.1f}"
+    print(f"{'a whole token':<30}{number:>7}{token_ms:>9.3f}{'':>7}{wait:>8.3f}{rate}")
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("model", type=Path)
+    p.add_argument("-t", "--threads", type=int, nargs="*", default=[os.cpu_count()], help="(all cores)")
+    p.add_argument("-n", "--n-predict", type=int, default=40, help="tokens to measure (40)")
+    p.add_argument("-d", "--depth", type=int, default=4, help="tokens before (4)")
+    args = p.parse_args()
+    n_ctx = args.depth + 2 * args.n_predict
+    for threads in args.threads:
+        with gguf_moe.load(args.model, n_ctx=n_ctx, threads=threads) as model:
+            model._context.extend([FIRST_TOKEN + i for i in range(args.depth)], 1)
+            meter = BandwidthMeter(model._library)
+            before = meter.measure(threads) / 1e9
+            times = measure(model, threads, args.n_predict)
+            plain = measure_plain(model, args.n_predict)
+            after = meter.measure(threads) / 1e9
+            print(f"{args.model.name}, {threads} threads; a read loop gets {before:.1f} and {after:.1f} GB/s")
+            show(sums_by_kind(times, model._context.graph.tasks, model.hparams.n_expert_used), plain)
+
+
+if __name__ == "__main__":
+    main()

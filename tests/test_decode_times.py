@@ -1,0 +1,36 @@
+"""scripts/decode_times.py: where the time of a token goes on the CPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import gguf_moe
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+
+import decode_times
+
+FILE = Path(__file__).parent / "fixtures" / "fixture-bpe.Q4_K_M.gguf"
+
+
+def test_watched_rows_give_the_same_token_and_times_in_their_order(kernel_cache: Path) -> None:
+    with gguf_moe.load(FILE, threads=2, cache_dir=kernel_cache) as model:
+        expected = model._context.extend([5, 6], 1).copy()
+        model._context.truncate(1)
+        watches = decode_times.Stopwatches(model, n_threads=2)
+        np.testing.assert_array_equal(model._context.extend([6], 1), expected)
+        first, last, busy = (watches.times[..., i] for i in range(3))
+        assert (first <= last).all()
+        assert (last[:-1] <= first[1:]).all()
+        assert (busy <= last - first).all()
+
+        times = decode_times.measure(model, n_threads=2, n_tokens=3)
+        tasks = model._context.graph.tasks
+        kinds = decode_times.sums_by_kind(times, tasks, model.hparams.n_expert_used)
+        assert sum(kind.number for kind in kinds.values()) == len(tasks)
+        assert kinds["Qcur Q4_K"].number == model.hparams.n_layer
+        # The two largest of four experts of 256 x 256 weights in two layers, 144 bytes for 256 weights.
+        assert kinds["ffn_moe_up Q4_K"].megabytes == 2 * 2 * 256 * 144 / 1e6
