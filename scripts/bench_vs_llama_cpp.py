@@ -64,7 +64,7 @@ class Ours:
 
         self._model = gguf_moe.load(args.model, n_ctx=args.ctx, threads=args.threads[0])
         self._context = self._model._context
-        self._meter = BandwidthMeter(self._model._library)
+        self._meter = BandwidthMeter(self._model._loaded.library)
         self._threads = args.threads[0]
 
     def truncate(self, n: int) -> None:

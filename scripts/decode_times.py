@@ -49,7 +49,7 @@ class Stopwatches:
         self._arguments["function"], self._arguments["arguments"] = self._table[:, 0], self._table[:, 1]
         first = self.times.__array_interface__["data"][0]
         self._arguments["times"] = first + np.arange(n_rows) * self.times.strides[0]
-        self._table[:, 0] = model._library.address("stopwatch.stopwatch")
+        self._table[:, 0] = model._loaded.library.address("stopwatch.stopwatch")
         at = self._arguments.__array_interface__["data"][0]
         self._table[:, 1] = at + np.arange(n_rows) * self._arguments.itemsize
 
@@ -156,7 +156,7 @@ def main() -> None:
     for threads in args.threads:
         with gguf_moe.load(args.model, n_ctx=n_ctx, threads=threads) as model:
             model._context.extend([FIRST_TOKEN + i for i in range(args.depth)], 1)
-            meter = BandwidthMeter(model._library)
+            meter = BandwidthMeter(model._loaded.library)
             before = meter.measure(threads) / 1e9
             times = measure(model, threads, args.n_predict)
             plain = measure_plain(model, args.n_predict)
