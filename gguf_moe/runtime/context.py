@@ -121,12 +121,14 @@ class Context:
         policy: str,
         prompt_bytes: int = 0,
         rates: Rates | None = None,
+        is_registered: bool = True,
     ) -> GpuRunner:
         """A runner for a GPU, which owns the device from now on.
 
         Before `start_gpu` its `kernels` must be prepared on the device, those of its `rows` in the library,
         and room for experts allocated. The longest chunk of a prompt becomes what a post has room for; with
-        prompt_bytes of the memory for experts long prompts run in longer ones.
+        prompt_bytes of the memory for experts long prompts run in longer ones. is_registered: the device can
+        read the file where it lies.
         """
         self.n_batch = min(self.n_batch, max(1, MOST_PLACES // max(1, self._hparams.n_expert_used)))
         return GpuRunner(
@@ -139,6 +141,7 @@ class Context:
             policy=policy,
             prompt_bytes=prompt_bytes,
             rates=rates,
+            is_registered=is_registered,
         )
 
     def start_gpu(self, runner: GpuRunner, library: KernelLibrary) -> None:

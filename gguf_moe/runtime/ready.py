@@ -48,9 +48,10 @@ def prepare_gpu(
     prompt_bytes of the memory for experts are lent to long prompts.
     """
     rates = None
-    if placement.register_file(device, checkpoint) and context.has_experts:
+    is_registered = placement.register_file(device, checkpoint)
+    if is_registered and context.has_experts:
         rates = measured_rates(device, checkpoint, library, n_threads)
-    runner = context.prepare_gpu(device, n_threads, policy, prompt_bytes, rates)
+    runner = context.prepare_gpu(device, n_threads, policy, prompt_bytes, rates, is_registered)
     kernels = [*kernels_of(runner.rows), runner.embedding_kernel, *more_kernels]
     n_compiled = device.prepare(runner.kernels, compiling) + library.prepare(kernels, compiling)
     return runner, n_compiled

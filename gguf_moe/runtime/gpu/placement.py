@@ -79,11 +79,13 @@ def open_device(
 
 
 def register_file(device: Device, checkpoint: Checkpoint) -> bool:
-    """Let the device read the file where it lies in main memory; if the system refuses, uploads are slow."""
+    """Let the device read the file where it lies in main memory; whether the system allowed all of it."""
     all_registered = True
     for path, buffer in zip(checkpoint.paths, checkpoint.buffers, strict=True):
         if not device.register(buffer.__array_interface__["data"][0], buffer.nbytes):
-            logger.warning("%s cannot be locked in memory for the GPU: bringing experts there is slow", path)
+            logger.warning(
+                "%s cannot be locked in memory, so the GPU gets experts more slowly; see ulimit -l", path
+            )
             all_registered = False
     return all_registered
 

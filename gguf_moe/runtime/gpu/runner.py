@@ -29,8 +29,8 @@ class GpuRunner:
     """Runs steps of one token or of up to n_batch tokens; the KV cache and all dense weights are on the GPU.
 
     Longer steps stream experts (long_prompts.py); for them prompt_bytes of the experts' memory may be lent.
-    With rates, steps of one token may bring matrices of missing experts over the link (link.py); the device
-    must be able to read the file where it lies then. Before `start` comes `allocate_slots`.
+    With rates, steps of one token may bring matrices of missing experts over the link (link.py). Before
+    `start` comes `allocate_slots`.
     """
 
     def __init__(
@@ -45,13 +45,15 @@ class GpuRunner:
         policy: str,
         prompt_bytes: int,
         rates: Rates | None,
+        is_registered: bool = True,
     ):
+        """is_registered: the device can read the file where it lies; rates are for such a file only."""
         self._device = device
         self._stream = device.stream()
         self._embeddings = weights["token_embd.weight"]
         layers = [block.experts for block in weights.blk if block.experts]
         self._weights = DeviceWeights(device)
-        self.slots = ExpertSlots(device, layers, self._weights, policy)
+        self.slots = ExpertSlots(device, layers, self._weights, policy, is_registered)
         graphs = {n: make_graph(n, n) for n in dict.fromkeys((1, n_batch))}
         self.caches = KvCaches(device, graphs[n_batch], n_ctx)
         self.grow: Callable[[int], None] = self.grow_caches
@@ -212,6 +214,7 @@ class GpuRunner:
         self._crew = None
         self.programs.clear()
         self.ways.clear()
+        self.slots.close()
         self._device.close()
 
     def _embed(self, tokens: Sequence[int], out: np.ndarray) -> None:

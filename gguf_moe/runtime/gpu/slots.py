@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.experts.budget import SLOT_ALIGNMENT, slot_size
 from gguf_moe.experts.cache import MISSING, Cache, Upload
 from gguf_moe.experts.policies import Heat
-from gguf_moe.runtime.gpu.device import Device
+from gguf_moe.runtime.gpu.device import POLL_S, Device
 from gguf_moe.runtime.gpu.memory import Area, DeviceWeights
+from gguf_moe.runtime.gpu.uploads import Copy, DirectUploads, StagedUploads, Uploads
 
 ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 MAX_IN_FLIGHT = 8
@@ -29,10 +31,18 @@ class ExpertSlots:
     after `allocate`.
     """
 
-    def __init__(self, device: Device, layers: Sequence[Experts], weights: DeviceWeights, policy: str):
+    def __init__(
+        self,
+        device: Device,
+        layers: Sequence[Experts],
+        weights: DeviceWeights,
+        policy: str,
+        is_registered: bool = True,
+    ):
+        """is_registered: the device can read the file where it lies."""
         self._device = device
         self._layers = layers
-        self._stream = device.stream()
+        self._uploads: Uploads = DirectUploads(device) if is_registered else StagedUploads(device)
         self.n_expert = len(layers[0].ffn_gate_exps.nbytes) if layers else 0
         self.cache = Cache(len(layers), self.n_expert, [0] * len(layers), policy, max_in_flight=MAX_IN_FLIGHT)
         self.sizes = [expert_slot_size(experts) for experts in layers]
@@ -89,8 +99,7 @@ class ExpertSlots:
             for ie, slot in enumerate(self.cache.table(il)):
                 if slot != MISSING and not self._tables[il, 0, ie]:
                     upload = Upload(il, ie, slot)
-                    self._copy(upload)
-                    self._returning.append((upload, self._device.event(self._stream)))
+                    self._returning.append((upload, self._bring(upload)))
         self._lent = 0
 
     def copy_tables(self, stream: Any) -> None:
@@ -116,19 +125,21 @@ class ExpertSlots:
     def commit_arrived(self) -> None:
         """At a step boundary: what has arrived can be used from now on."""
         waiting = []
-        for upload, event in self._arriving:
-            if self._device.is_done(event):
+        for upload, mark in self._arriving:
+            if self._uploads.is_done(mark):
                 self.cache.commit(upload)
                 self._tables[upload.il, :, upload.ie] = self._places(upload)
             else:
-                waiting.append((upload, event))
+                waiting.append((upload, mark))
         self._arriving = waiting
         if self._returning:
             self._commit_returned()
 
     def settle(self) -> None:
         """Wait until all that is under way has arrived. Between steps only."""
+        self.commit_arrived()
         while self._arriving or self._returning:
+            time.sleep(POLL_S)
             self.commit_arrived()
 
     def fill(self) -> None:
@@ -155,6 +166,10 @@ class ExpertSlots:
             self._device.free(self._end - self._nbytes)
         self._nbytes = 0
 
+    def close(self) -> None:
+        """End the uploads. The device takes the memory back itself."""
+        self._uploads.close()
+
     def _lent_layers(self) -> list[int]:
         """The layers that have a part of what is lent."""
         start = self._end - self._lent
@@ -163,9 +178,9 @@ class ExpertSlots:
 
     def _commit_returned(self) -> None:
         waiting = []
-        for upload, event in self._returning:
-            if not self._device.is_done(event):
-                waiting.append((upload, event))
+        for upload, mark in self._returning:
+            if not self._uploads.is_done(mark):
+                waiting.append((upload, mark))
             elif self.cache.slot_of(upload.il, upload.ie) == upload.slot:
                 self._tables[upload.il, :, upload.ie] = self._places(upload)
         self._returning = waiting
@@ -178,15 +193,16 @@ class ExpertSlots:
     def _start(self, uploads: Sequence[Upload]) -> None:
         for upload in uploads:
             self._forget(upload)
-            self._copy(upload)
-            self._arriving.append((upload, self._device.event(self._stream)))
+            self._arriving.append((upload, self._bring(upload)))
 
-    def _copy(self, upload: Upload) -> None:
+    def _bring(self, upload: Upload) -> Any:
+        """Begin to copy an expert into its slot; a mark for its arrival."""
+        copies = []
         for role, address in zip(ROLES, self._places(upload), strict=True):
             tensors = getattr(self._layers[upload.il], role)
-            nbytes = tensors.nbytes[upload.ie]
-            self._device.copy(self._stream, address, tensors.addresses[upload.ie], nbytes)
-            self.uploaded_bytes += nbytes
+            copies.append(Copy(address, tensors.addresses[upload.ie], tensors.nbytes[upload.ie]))
+        self.uploaded_bytes += sum(copy.nbytes for copy in copies)
+        return self._uploads.start(copies)
 
     def _forget(self, upload: Upload) -> None:
         """Take the expert that had the slot from the tables: its bytes are overwritten from now on."""

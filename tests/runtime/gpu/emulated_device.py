@@ -22,11 +22,12 @@ class Stream(threading.Thread):
         self.queued = self.finished = 0
         self.error = None
         self.captured = None
+        """The jobs of a graph, and the thread that makes it."""
         self.start()
 
     def put(self, job):
-        if self.captured is not None:
-            self.captured.append(job)
+        if self.captured is not None and self.captured[1] == threading.get_ident():
+            self.captured[0].append(job)
         else:
             self.queued += 1
             self.jobs.put(job)
@@ -54,6 +55,10 @@ class EmulatedDevice:
         self._pinned = []
         self._streams = []
         self.launched = []
+        self.copied = []
+        """(source, bytes) of each copy."""
+        self.registers = True
+        """Whether main memory can be registered."""
         self.n_allocated = 0
         self.refuses = lambda number, nbytes: False
         """Whether an allocation, counted from 1, of so many bytes fails."""
@@ -88,7 +93,7 @@ class EmulatedDevice:
         pass
 
     def register(self, address, nbytes):
-        return True
+        return self.registers
 
     def unregister(self, address):
         pass
@@ -102,6 +107,7 @@ class EmulatedDevice:
         return self._streams[-1]
 
     def copy(self, stream, target, source, nbytes):
+        self.copied.append((source, nbytes))
         stream.put(lambda: ctypes.memmove(target, source, nbytes))
 
     def launch(self, stream, kernel, arguments, rows):
@@ -121,7 +127,7 @@ class EmulatedDevice:
     def capture(self, stream, queue):
         jobs = []
         for other in self._streams:
-            other.captured = jobs
+            other.captured = jobs, threading.get_ident()
         try:
             queue()
             return jobs

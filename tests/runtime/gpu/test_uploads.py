@@ -1,0 +1,83 @@
+"""Experts of a file that the system does not let the GPU read: they come through pinned memory."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+
+import gguf_moe
+from gguf_moe.errors import DeviceError
+from gguf_moe.runtime.gpu import placement, uploads
+from gguf_moe.runtime.gpu.uploads import Copy, StagedUploads
+from gguf_moe_kernels.quants import GGMLType
+
+TOKENS = [3, 141, 59, 26, 5, 35, 8]
+
+
+@pytest.fixture
+def load(emulated_gpu, tmp_path, tiny_gguf, monkeypatch, kernel_cache):
+    """load(): a model whose experts do not all fit, with pieces that hold a part of a matrix."""
+    monkeypatch.setattr(uploads, "PIECE_SIZE", 5000)
+    monkeypatch.setattr(placement, "open_device", lambda name, *arguments: emulated_gpu)
+    path = tiny_gguf(tmp_path / "moe.gguf", qtypes=(GGMLType.Q4_K,))
+    monkeypatch.setattr(placement, "slots_per_layer", lambda left, sizes, n_expert: [2] * len(sizes))
+    options = {"n_ctx": 32, "threads": 1, "cache_dir": kernel_cache, "device": "cuda:0", "policy": "lru"}
+    return lambda: gguf_moe.load(path, **options)
+
+
+def logits(model):
+    model._context.truncate(0)
+    return np.concatenate([model._context.extend([token], 1).copy() for token in TOKENS])
+
+
+def sources(device, model):
+    """Addresses of experts from which the device has copied."""
+    layers = [tensors for layer in model.gpu.slots._layers for tensors in (layer.ffn_gate_exps,)]
+    return {source for source, _ in device.copied} & {a for layer in layers for a in layer.addresses}
+
+
+def test_experts_come_through_pinned_memory(load, emulated_gpu, assert_same_bits, caplog):
+    with load() as model:
+        expected = logits(model)
+        assert sources(emulated_gpu, model)
+    emulated_gpu.copied.clear()
+    emulated_gpu.registers = False
+    with caplog.at_level(logging.WARNING), load() as model:
+        assert_same_bits(logits(model), expected)
+        model.gpu.slots.settle()
+        assert_same_bits(logits(model), expected)
+        assert model.gpu.usage().uploads > 4
+        assert not sources(emulated_gpu, model)
+    assert "cannot be locked in memory" in caplog.text
+    assert "gguf-moe uploads" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_bytes_arrive_in_order_and_in_pieces(emulated_gpu, monkeypatch, rng):
+    monkeypatch.setattr(uploads, "PIECE_SIZE", 1000)
+    data = rng.integers(0, 256, 123_456, np.uint8)
+    staged, target = StagedUploads(emulated_gpu), emulated_gpu.pinned(data.nbytes)
+    marks = [
+        staged.start([Copy(target.ctypes.data + at, data.ctypes.data + at, 41_152)])
+        for at in range(0, data.nbytes, 41_152)
+    ]
+    while not all(staged.is_done(mark) for mark in marks):
+        pass
+    np.testing.assert_array_equal(target, data)
+    staged.close()
+
+
+def test_a_gpu_that_is_lost_meanwhile(load, emulated_gpu, monkeypatch):
+    emulated_gpu.registers = False
+
+    def fail(stream):
+        raise DeviceError("the GPU cannot be used: cudaErrorDevicesUnavailable; use --device cpu.")
+
+    with load() as model:
+        monkeypatch.setattr(emulated_gpu, "event", fail)
+        slots = model.gpu.slots
+        slots.cache.resize([1] * 2)
+        slots._tables[:] = 0
+        slots.cache.resize([2] * 2)
+        with pytest.raises(DeviceError, match="DevicesUnavailable"):
+            slots.fill()
