@@ -233,7 +233,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="of either side (all cores)")
     p.add_argument("--prompts", type=int, default=len(PROMPTS), help=f"greedy texts ({len(PROMPTS)})")
     p.add_argument("--positions", type=int, help=f"tokens whose logits are compared ({POSITIONS})")
-    p.add_argument("--kv", choices=["f16", "f32"], help="type of the KV cache (f32 for F32 files, else f16)")
+    p.add_argument(
+        "--kv", choices=["f16", "f32", "q8_0"], help="type of the KV cache (f32 for F32 files, else f16)"
+    )
     p.add_argument(
         "--perplexity", type=Path, metavar="TEXTFILE", help="also take all other input from this text"
     )

@@ -26,7 +26,7 @@ class Job:
     """What one run of one model has to do."""
 
     model: str
-    kv_type: str  # "f16" or "f32"
+    kv_type: str  # "f16", "f32" or "q8_0"
     n_batch: int
     threads: int
     sequences: list[list[int]]  # token ids, each for a fresh context
@@ -100,7 +100,7 @@ def vocabulary(model: str, texts: list[str]) -> dict[str, Any]:
 def run(job: Job, out: Path) -> Run:
     import llama_cpp
 
-    kv_type = {"f16": llama_cpp.GGML_TYPE_F16, "f32": llama_cpp.GGML_TYPE_F32}[job.kv_type]
+    kv_type = getattr(llama_cpp, f"GGML_TYPE_{job.kv_type.upper()}")
     llama = llama_cpp.Llama(
         job.model,
         n_ctx=job.n_ctx,
@@ -110,7 +110,8 @@ def run(job: Job, out: Path) -> Run:
         n_threads_batch=job.threads,
         type_k=kv_type,
         type_v=kv_type,
-        flash_attn=False,  # flash attention rounds: F32 parity needs the plain form
+        # Flash attention rounds: F32 parity needs the plain form, which knows no quantized values.
+        flash_attn=job.kv_type == "q8_0",
         logits_all=True,
         verbose=False,
     )
