@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_moe.errors import (
     BusyError,
+    ConstraintError,
     ContextFullError,
     DeviceError,
     GGUFError,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncModel",
     "BusyError",
+    "ConstraintError",
     "ContextFullError",
     "Conversation",
     "DeviceError",

@@ -78,7 +78,7 @@ class Conversation:
 
     def _answer(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> Turn:
         prompt, ids = self._prompt(messages)
-        generation = self.model.generate(ids, **options)
+        generation = self.model.generate(ids, preface=self.model.preface(prompt), **options)
         self.messages = messages
         return Turn(self, prompt, generation, self.model.splitter(prompt))
 

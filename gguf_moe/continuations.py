@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gguf_moe.constrain import NO_PREFACE, Matchers, find_grammar
 from gguf_moe.errors import ContextFullError, OptionError
 from gguf_moe.generate import Continuation, Result
 from gguf_moe.sample import Breakers, Sampler, Sampling, find_breakers
@@ -20,6 +21,7 @@ class Continuations:
         self._tokenizer = tokenizer
         self._n_vocab = n_vocab
         self._n_ctx = n_ctx
+        self._matchers = Matchers(tokenizer)
         self._breakers: dict[tuple[str, ...], Breakers] = {}
 
     def make(
@@ -30,14 +32,27 @@ class Continuations:
         stop: str | Sequence[str] = (),
         sampling: Sampling | None = None,
         n_logprobs: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        json_schema: Mapping[str, Any] | str | None = None,
+        grammar: str | None = None,
+        regex: str | None = None,
+        preface: str = NO_PREFACE,
         **sampling_options: Any,
     ) -> Continuation:
-        """Options as for Model.generate; n_logprobs as for Continuation."""
+        """Options as for Model.generate; n_logprobs as for Continuation.
+
+        One of these says what the text must be: OpenAI's response_format; a JSON schema, or its text; a
+        grammar in llguidance's Lark or in GBNF; a regular expression. preface: of Model.preface, for a chat.
+        Raises OptionError if they are wrong.
+        """
         if sampling_options:
             sampling = _changed(sampling or Sampling(), sampling_options)
         if max_tokens is not None and max_tokens < 0:
             raise OptionError(f"max_tokens is {max_tokens}, but must be 0 or more.")
         ids = self.checked_ids(self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        wanted = find_grammar(
+            response_format=response_format, json_schema=json_schema, grammar=grammar, regex=regex
+        )
         return Continuation(
             self._tokenizer,
             self._sampler(sampling or Sampling()),
@@ -45,6 +60,7 @@ class Continuations:
             max_tokens=max_tokens,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             n_logprobs=n_logprobs,
+            matcher=self._matchers.matcher(wanted, preface) if wanted else None,
         )
 
     def checked_ids(self, ids: Sequence[int]) -> list[int]:

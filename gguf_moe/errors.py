@@ -43,6 +43,10 @@ class NumericError(GGUFMoeError):
     """The model produced a value that is not a number."""
 
 
+class ConstraintError(GGUFMoeError):
+    """No token fits the schema or grammar, or following it takes too much work."""
+
+
 class DeviceError(GGUFMoeError):
     """The GPU, its driver or CuPy is missing, failed, or does not answer."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gguf_moe.constrain import Matcher
 from gguf_moe.runtime.context import Context
 from gguf_moe.sample import Sampler
 from gguf_moe.text.reasoning import overlap
@@ -77,6 +78,7 @@ class Continuation:
 
     Fills in `result`. It is over when result.finish_reason is set. n_logprobs: the log probabilities of each
     chosen token and of so many of the likeliest are wanted, by the model's own logits; None for none.
+    matcher: what the text must fit; then only tokens that fit are chosen, whatever the sampler.
     """
 
     def __init__(
@@ -88,12 +90,14 @@ class Continuation:
         max_tokens: int | None,
         stop: Sequence[str],
         n_logprobs: int | None = None,
+        matcher: Matcher | None = None,
     ):
         self.result = result
         self._tokenizer = tokenizer
         self._sampler = sampler
         self._max_tokens = max_tokens
         self._n_logprobs = n_logprobs
+        self._matcher = matcher
         self._text = TextStream(tokenizer, stop)
         self._suppressed = list(tokenizer.suppressed_ids)
         self._start = time.perf_counter()
@@ -111,10 +115,14 @@ class Continuation:
         """Choose a token; the pieces that it completes.
 
         logits: float32 [n_vocab], changed here. tokens: those before it. is_full: the context has no room for
-        the token, so that it is the last.
+        the token, so that it is the last. Raises ConstraintError if no token fits the matcher.
         """
         result, now = self.result, time.perf_counter
         logits[self._suppressed] = -np.inf
+        own_logits = logits
+        if self._matcher:
+            own_logits = logits if self._n_logprobs is None else logits.copy()
+            self._matcher.mask(logits)
         token = self._sampler.choose(logits, tokens)
         result.first_token_s = result.first_token_s or now() - self._start
         pieces = []
@@ -122,13 +130,15 @@ class Continuation:
             result.finish_reason = "stop"
         else:
             result.token_ids.append(token)
-            pieces.append(self._piece(self._text.push(token), token, logits))
-            if self._text.stopped:
+            if self._matcher:
+                self._matcher.accept(token)
+            pieces.append(self._piece(self._text.push(token), token, own_logits))
+            if self._text.stopped or (self._matcher and self._matcher.is_finished):
                 result.finish_reason = "stop"
             elif is_full or len(result.token_ids) == self._max_tokens:
                 result.finish_reason = "length"
         if result.finish_reason and not self._text.stopped and (rest := self._text.flush()):
-            pieces.append(self._piece(rest, None, logits))
+            pieces.append(self._piece(rest, None, own_logits))
         result.decode_s = now() - self._decode_start
         return pieces
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gguf_moe import completions
+from gguf_moe.constrain import preface_of
 from gguf_moe.continuations import Continuations
 from gguf_moe.errors import BusyError, OptionError, TemplateError
 from gguf_moe.experts.heat import save_heat
@@ -108,17 +109,18 @@ class Model:
         sampling: Sampling | None = None,
         progress: Progress | None = None,
         cancel: threading.Event | None = None,
-        **sampling_options: Any,
+        **options: Any,
     ) -> Generation:
         """Continue a prompt, piece by piece.
 
         prompt: text, or token ids taken as they are. max_tokens None goes on until the model ends or the
         context is full. `sampling`, or its fields as keyword arguments (temperature=0, seed=1, ...).
+        response_format, json_schema, grammar or regex: what the text must be, as for Continuations.make.
         cancel: once it is set, from any thread, the generation ends after the step that runs.
         Raises ContextFullError before any work if the prompt does not fit.
         """
         continuation = self.continuation(
-            prompt, max_tokens=max_tokens, stop=stop, sampling=sampling, **sampling_options
+            prompt, max_tokens=max_tokens, stop=stop, sampling=sampling, **options
         )
         return Generation(self._pieces(continuation, progress, cancel), continuation.result)
 
@@ -162,7 +164,7 @@ class Model:
         """
         prompt = self.chat_prompt(messages, tools=tools, **template_options or {})
         complete = completions.stream_chat_completion if stream else completions.chat_completion
-        generation = self.generate(self.tokenize_prompt(prompt), **options)
+        generation = self.generate(self.tokenize_prompt(prompt), preface=self.preface(prompt), **options)
         return complete(generation, self.splitter(prompt), self.path.stem)
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
@@ -185,7 +187,15 @@ class Model:
 
     def splitter(self, prompt: str) -> Splitter:
         """What separates thoughts from the answer to a prompt of the chat template."""
-        return splitter_for(self.chat_template.source if self.chat_template else "", prompt)
+        return splitter_for(self._template_source, prompt)
+
+    def preface(self, prompt: str) -> str:
+        """What may come before an answer that must fit a grammar, to a prompt of the chat template."""
+        return preface_of(self._template_source, prompt, self.tokenizer.control_id)
+
+    @property
+    def _template_source(self) -> str:
+        return self.chat_template.source if self.chat_template else ""
 
     def record_routing(self) -> Recorder:
         """Record from now on which experts are chosen; `routing` of the result is what save_routing takes.

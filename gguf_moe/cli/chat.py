@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_moe.cli.common import ProgressLine, decode_utf8, load, model_option, runtime_options
+from gguf_moe.cli.constraint import constraint_options
 from gguf_moe.cli.sampling import sampling_options
 from gguf_moe.cli.summary import about, summary
 from gguf_moe.cli.terminal import Screen
@@ -51,6 +52,7 @@ Ctrl-C stops an answer. A line that ends in \\ goes on; \"\"\" begins and ends s
     metavar="JSON",
     help="""Variables of the chat template, as '{"enable_thinking": false}'.""",
 )
+@constraint_options
 @sampling_options
 @runtime_options
 def chat(
@@ -60,6 +62,7 @@ def chat(
     stop: tuple[str, ...],
     reasoning: bool | None,
     template_options: str | None,
+    constraint: dict[str, Any],
     sampling: Sampling,
     runtime: dict[str, Any],
 ) -> None:
@@ -76,7 +79,7 @@ def chat(
             click.echo(about(model), err=True)
             click.echo("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.\n", err=True)
         options = {"max_tokens": max_tokens, "stop": stop, "sampling": sampling, "progress": progress}
-        Dialogue(conversation, Screen(reasoning), progress, options).run(interactive)
+        Dialogue(conversation, Screen(reasoning), progress, options | constraint).run(interactive)
 
 
 class Dialogue:

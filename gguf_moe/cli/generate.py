@@ -17,6 +17,7 @@ from gguf_moe.cli.common import (
     runtime_cache_dir,
     runtime_options,
 )
+from gguf_moe.cli.constraint import constraint_options
 from gguf_moe.cli.sampling import sampling_options
 from gguf_moe.cli.summary import about, planned, summary
 from gguf_moe.cli.usage import gpu_report, slots_line, usage_line
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("-n", "--n-predict", "max_tokens", type=click.IntRange(0), help="Stop after so many tokens.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated.")
 @click.option("--chat/--no-chat", default=False, help="Treat PROMPT as a user's message.  [default: no]")
+@constraint_options
 @sampling_options
 @runtime_options
 @click.option(
@@ -63,6 +65,7 @@ def generate(
     routing_file: Path | None,
     as_json: bool,
     verbose: bool,
+    constraint: dict[str, Any],
     sampling: Sampling,
     runtime: dict[str, Any],
 ) -> None:
@@ -80,10 +83,16 @@ def generate(
     with load(path, runtime, progress) as model:
         if verbose:
             click.echo(about(model), err=True)
-        ids = _prompt_ids(model, text, chat)
+        ids, options = _prompt(model, text, chat)
         recorder = model.record_routing() if routing_file else None
         generation = model.generate(
-            ids, max_tokens=max_tokens, stop=stop, sampling=sampling, progress=progress
+            ids,
+            max_tokens=max_tokens,
+            stop=stop,
+            sampling=sampling,
+            progress=progress,
+            **constraint,
+            **options,
         )
         try:
             for piece in generation:
@@ -104,8 +113,12 @@ def generate(
             print_json(_report(model, generation))
 
 
-def _prompt_ids(model: Model, text: str, chat: bool) -> list[int]:
-    return model.chat_ids([{"role": "user", "content": text}]) if chat else model.tokenize(text)
+def _prompt(model: Model, text: str, chat: bool) -> tuple[list[int], dict[str, Any]]:
+    """The prompt's token ids, and what Model.generate has to know of it."""
+    if not chat:
+        return model.tokenize(text), {}
+    prompt = model.chat_prompt([{"role": "user", "content": text}])
+    return model.tokenize_prompt(prompt), {"preface": model.preface(prompt)}
 
 
 def _save(model: Model, heat: Path | None, routing_file: Path | None, recorder: Recorder | None) -> None:

@@ -149,14 +149,17 @@ class Server:
         kind = "chat.completion.chunk" if wanted.stream else "chat.completion"
         ids = await asyncio.to_thread(self._model.tokenize_prompt, prompt)
         reply = Reply(envelope("chatcmpl", kind, self._name), choices, wanted.n)
-        return await self._answer(request, wanted, [ids] * wanted.n, reply)
+        preface = self._model.preface(prompt)
+        return await self._answer(request, wanted, [ids] * wanted.n, reply, preface=preface)
 
-    async def _answer(self, request: Request, wanted: Wanted, prompts: list[Any], reply: Reply) -> Response:
+    async def _answer(
+        self, request: Request, wanted: Wanted, prompts: list[Any], reply: Reply, **more_options: Any
+    ) -> Response:
         """Submit the generations, then answer as a stream or as a whole."""
         reply.results, generations = [], []
         for i, prompt in enumerate(prompts):
-            options = wanted.options_of(i % wanted.n)
-            # A long prompt takes a while to cut into tokens; others are answered meanwhile.
+            options = wanted.options_of(i % wanted.n) | more_options
+            # A long prompt takes a while to cut into tokens, and a grammar to compile; others are answered.
             generations.append(await asyncio.to_thread(self._model.continuation, prompt, **options))
             reply.results.append(generations[-1].result)
         answers = Answers(self._worker, generations, self._limit_s)

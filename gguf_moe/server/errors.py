@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 
 from gguf_moe.errors import (
     BusyError,
+    ConstraintError,
     ContextFullError,
     GGUFMoeError,
     OptionError,
@@ -21,6 +22,7 @@ _STATUS: dict[type[Exception], int] = {
     OptionError: 400,
     TemplateError: 400,
     ContextFullError: 400,
+    ConstraintError: 400,
     QueueFullError: 429,
     BusyError: 503,
     TimeoutError: 504,

@@ -35,6 +35,8 @@ class Wanted:
     max_tokens: int | None
     stop: tuple[str, ...]
     sampling: Sampling
+    constraint: dict[str, Any]
+    """What the answers must be: arguments of Model.continuation."""
 
     def options_of(self, choice: int) -> dict[str, Any]:
         """Arguments of Model.continuation for one of the n choices; each has a seed of its own."""
@@ -45,6 +47,7 @@ class Wanted:
             "stop": self.stop,
             "sampling": sampling,
             "n_logprobs": self.n_logprobs,
+            **self.constraint,
         }
 
 
@@ -94,9 +97,6 @@ def read_template_options(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_wanted(body: Mapping[str, Any], *, is_chat: bool) -> Wanted:
     """How to generate. Raises RequestError or OptionError for a value of the wrong type or out of range."""
-    kind = _get(body, "response_format", dict, {}).get("type", "text")
-    if kind != "text":
-        raise RequestError(400, f"response_format {kind!r} is not supported, only text.", "response_format")
     max_tokens = _get(body, "max_completion_tokens", int, _get(body, "max_tokens", int, None))
     return Wanted(
         n=_in_range("n", _get(body, "n", int, 1), MOST_CHOICES, at_least=1),
@@ -106,7 +106,14 @@ def read_wanted(body: Mapping[str, Any], *, is_chat: bool) -> Wanted:
         max_tokens=max_tokens,
         stop=_stops(body),
         sampling=_sampling(body),
+        constraint=_constraint(body),
     )
+
+
+def _constraint(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What the answer must be: OpenAI's response_format, llama.cpp's json_schema and grammar, or a regex."""
+    kinds = {"response_format": dict, "json_schema": (dict, str), "grammar": str, "regex": str}
+    return {name: _get(body, name, kind, None) for name, kind in kinds.items()}
 
 
 def _logprobs(body: Mapping[str, Any], *, is_chat: bool) -> int | None:

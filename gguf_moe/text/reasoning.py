@@ -40,12 +40,20 @@ class Splitter(Protocol):
 
 def splitter_for(template: str, prompt: str) -> Splitter:
     """A splitter for the answer to a prompt that a chat template made."""
-    if "<|channel|>" in template and "<|message|>" in template:
+    if is_harmony(template):
         return HarmonySplitter(in_header=not prompt.rstrip().endswith("<|message|>"))
-    for opening, closing in _THINK_TAGS:
-        if opening in template or closing in template:
-            return ThinkSplitter(opening, closing, thinking=prompt.rstrip().endswith(opening))
-    return ThinkSplitter(*_THINK_TAGS[0])
+    opening, closing = think_tags(template) or _THINK_TAGS[0]
+    return ThinkSplitter(opening, closing, thinking=prompt.rstrip().endswith(opening))
+
+
+def is_harmony(template: str) -> bool:
+    """Whether a chat template writes gpt-oss's format."""
+    return "<|channel|>" in template and "<|message|>" in template
+
+
+def think_tags(template: str) -> tuple[str, str] | None:
+    """The tags around the thoughts of a chat template's model; None if it names none."""
+    return next((tags for tags in _THINK_TAGS if tags[0] in template or tags[1] in template), None)
 
 
 _THINK_TAGS = (

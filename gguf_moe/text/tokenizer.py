@@ -126,6 +126,11 @@ class Tokenizer:
         """Whether a token has a meaning in place of a text, such as BOS. `token_id` is below n_vocab."""
         return self._type(token_id) in (TokenType.CONTROL, TokenType.UNKNOWN)
 
+    def control_id(self, text: str) -> int | None:
+        """The id of the control token with this text, if there is one."""
+        found = self._vocabulary.ids.get(text)
+        return found if found is not None and self.is_control(found) else None
+
     def _type(self, token_id: int) -> int:
         return self._vocabulary.types[token_id]
 

@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import contextlib
+import json
+import re
 
 import openai
 import pytest
@@ -82,10 +84,10 @@ def test_what_is_wrong_is_said(client):
         complete(client, "A fox", temperature=-1)
     with pytest.raises(openai.BadRequestError, match="the context holds 256"):
         complete(client, "fox " * 400)
-    with pytest.raises(openai.BadRequestError, match="response_format 'json_object' is not supported"):
-        client.chat.completions.create(
-            model="demo", messages=[{"role": "user", "content": "?"}], response_format={"type": "json_object"}
-        )
+    with pytest.raises(openai.BadRequestError, match="json_schema cannot be used: Invalid type: tree"):
+        complete(client, "A fox", extra_body={"json_schema": {"type": "tree"}}, stream=True)
+    with pytest.raises(openai.BadRequestError, match="grammar and regex exclude each other"):
+        complete(client, "A fox", extra_body={"grammar": 'root ::= "a"', "regex": "a"})
     with pytest.raises(openai.APIStatusError, match="makes no embeddings"):
         client.embeddings.create(model="demo", input="A fox")
 
@@ -132,3 +134,36 @@ def test_a_chat_takes_parts_tools_and_logprobs(chat_client):
     assert all(len(entry.top_logprobs) == 3 for entry in entries)
     with pytest.raises(openai.BadRequestError, match="has a part that is not text"):
         chat(chat_client, [{"type": "image_url", "image_url": {"url": "x"}}])
+
+
+def test_answers_fit_what_is_asked_for(chat_client):
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["fox", "bee"]}, "age": {"type": "integer", "maximum": 99}},
+        "required": ["kind", "age"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "animal", "schema": schema}}
+    reply = chat(chat_client, "Who?", response_format=wanted, n=2, temperature=1, seed=2, max_tokens=99)
+    for choice in reply.choices:
+        animal = json.loads(choice.message.content)
+        assert list(animal) == ["kind", "age"]
+        assert animal["kind"] in ("fox", "bee")
+        assert animal["age"] <= 99
+        assert choice.finish_reason == "stop"
+    rules = {"grammar": 'root ::= "yes" | "no"'}
+    chunks = complete(chat_client, "Is it so?", extra_body=rules, stream=True, logprobs=3)
+    assert "".join(chunk.choices[0].text for chunk in chunks) in ("yes", "no")
+
+
+def test_constrained_and_free_chats_at_once_answer_as_each_does_alone(chat_client):
+    wanted = [{"response_format": {"type": "json_object"}}, {"extra_body": {"regex": "[a-z]{5,9}"}}, {}]
+
+    def answer(options):
+        return chat(chat_client, "Who is there?", **options).choices[0].message.content
+
+    alone = [answer(options) for options in wanted]
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(answer, wanted)) == alone
+    assert alone[0].startswith("{")
+    assert re.fullmatch("[a-z]{5,9}", alone[1])
