@@ -34,8 +34,11 @@ def rng():
 
 @pytest.fixture(scope="session")
 def kernel_cache(tmp_path_factory):
-    """A directory for compiled kernels that all tests of a run share."""
-    return tmp_path_factory.mktemp("kernels")
+    """A directory for compiled kernels that all tests of a run share, also those of another process of it."""
+    base = tmp_path_factory.getbasetemp()
+    kernels = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
+    kernels.mkdir(exist_ok=True)
+    return kernels
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,7 @@ def device(request, tmp_path_factory):
     if request.param == "emulator":
         if emulated.compiler() is None:
             pytest.skip("the emulator needs g++")
-        return Emulator(tmp_path_factory.mktemp("emulated"))
+        return Emulator(emulated.folder_of_run(tmp_path_factory.getbasetemp()))
     try:
         return Device()
     except library.CudaError as e:

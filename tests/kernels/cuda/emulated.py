@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +32,15 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
+def folder_of_run(base: Path) -> Path:
+    """Where all processes of a test run compile to; `base` is pytest's folder for this process."""
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "emulated"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 class EmulatedLibrary:
-    """Launches kernels on arrays in main memory. `folder` is for what is compiled."""
+    """Launches kernels on arrays in main memory. `folder` keeps what is compiled; processes may share it."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -54,13 +63,20 @@ class EmulatedLibrary:
             self._module(file, qtype)
 
     def _compile(self, file: str, qtype: str | None) -> ctypes.CDLL:
+        library = self._folder / f"{file}-{qtype}.so"
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+                self._build(file, qtype, Path(folder) / library.name).replace(library)
+        return ctypes.CDLL(str(library))
+
+    @staticmethod
+    def _build(file: str, qtype: str | None, library: Path) -> Path:
         replaced = {path.name: path.read_text() for path in FOLDER.glob("*.cuh")}
-        source = self._folder / f"{file}-{qtype}.cpp"
-        library = source.with_suffix(".so")
+        source = library.with_suffix(".cpp")
         source.write_text(f'#include "{FOLDER}/cuda.h"\n' + module_source(file, qtype, replaced))
         done = subprocess.run(
             [str(compiler()), *FLAGS, str(source), "-o", str(library)], capture_output=True, text=True
         )
         if done.returncode:
             raise RuntimeError(f"g++ cannot compile {file}.cu for {qtype}:\n{done.stderr[:4000]}")
-        return ctypes.CDLL(str(library))
+        return library

@@ -35,7 +35,7 @@ emulated_device = _load("emulated_device", Path(__file__).parent / "emulated_dev
 def emulated_library(tmp_path_factory):
     if emulated.compiler() is None:
         pytest.skip("the emulator needs g++")
-    return emulated.EmulatedLibrary(tmp_path_factory.mktemp("emulated"))
+    return emulated.EmulatedLibrary(emulated.folder_of_run(tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture
