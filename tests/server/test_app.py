@@ -1,13 +1,22 @@
 """What OpenAI's client does not see: limits, keys, hosts, metrics, and clients that leave."""
 
 import asyncio
+import gc
+import os
 import random
+import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
+from gguf_moe.server.app import Settings
+from tests.server.conftest import serve
+
 PROMPT = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+MOST_GROWTH = 8 << 20
+"""Bytes in 800 requests; what a request left would be more than a page."""
 
 
 def wait_until(condition, limit_s=20):
@@ -119,6 +128,10 @@ async def crowd(url, n):
         return await asyncio.gather(*(leave_early(client, i, rng) for i in range(n)))
 
 
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_many_clients_that_leave_leave_nothing_behind(start_server):
     url, worker = start_server(n_waiting=500)
     seen = asyncio.run(crowd(url, 200))
@@ -126,5 +139,28 @@ def test_many_clients_that_leave_leave_nothing_behind(start_server):
     assert set(seen) <= {None, 200}
     assert wait_until(lambda: worker.scheduler.n_active == worker.scheduler.n_waiting == 0)
     text = httpx.post(f"{url}/v1/completions", json=PROMPT, timeout=60).json()["choices"][0]["text"]
-    list(worker.model.tokenize("still there"))
     assert text
+
+
+def test_threads_end_with_the_server_also_after_clients_that_left(demo_model):
+    before = set(threading.enumerate())
+    with serve(demo_model, Settings(), 500) as (url, _):
+        asyncio.run(crowd(url, 20))
+    assert wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux's /proc"
+)
+def test_clients_that_leave_leave_no_memory_and_no_threads(start_server):
+    url, worker = start_server(n_waiting=500)
+    threads, resident = threading.active_count(), []
+    for _ in range(6):  # the first rounds fill caches
+        asyncio.run(crowd(url, 200))
+        assert wait_until(lambda: worker.scheduler.n_active == worker.scheduler.n_waiting == 0)
+        gc.collect()
+        resident.append(resident_bytes())
+    # asyncio keeps a few threads for what would block its loop.
+    assert threading.active_count() - threads <= min(32, (os.cpu_count() or 1) + 4)
+    assert resident[-1] - resident[1] < MOST_GROWTH, [n >> 10 for n in resident]
