@@ -70,7 +70,7 @@ def weight_bytes(task: Task, n_expert_used: int) -> float:
 
 def kind_of(task: Task) -> str:
     """The task's name without its layer, with the type of its weights."""
-    name = re.sub(r"[-_]l?\d+$", "", task.name)
+    name = re.sub(r"-\d+|_l\d+$", "", task.name)
     if task.op not in MATRICES:
         return name
     weight = task.weights["weight"]
