@@ -14,6 +14,7 @@ from gguf_moe.cli.common import (
     device_option,
     json_option,
     kv_option,
+    model_or_demo_option,
     no_mmap_option,
     policy_option,
     print_json,
@@ -52,9 +53,7 @@ class Counts(click.ParamType):
 
 
 @click.command()
-@click.option(
-    "-m", "--model", "path", metavar="FILE", help="GGUF file, or hf:REPO[:QUANT].  [default: the demo model]"
-)
+@model_or_demo_option
 @click.option("-p", "--n-prompt", type=Counts(0), default="512", show_default=True, help="Prompts; 0: none.")
 @click.option("-n", "--n-gen", type=Counts(0), default="128", show_default=True, help="Tokens generated.")
 @click.option("-d", "--n-depth", type=Counts(0), default="0", show_default=True, help="Tokens before these.")

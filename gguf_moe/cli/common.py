@@ -30,6 +30,9 @@ model_option = click.option(
     metavar="FILE",
     help="GGUF file, any part of a split one, or hf:REPO[:QUANT] once it is pulled.",
 )
+model_or_demo_option = click.option(
+    "-m", "--model", "path", metavar="FILE", help="GGUF file, or hf:REPO[:QUANT].  [default: the demo model]"
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 pre_tokenizer_option = click.option(
     "--pre-tokenizer", metavar="NAME", help="Override the file's tokenizer.ggml.pre."

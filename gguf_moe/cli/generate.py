@@ -12,6 +12,7 @@ from gguf_moe.cli.common import (
     ProgressLine,
     json_option,
     load,
+    model_or_demo_option,
     print_json,
     read_text,
     runtime_cache_dir,
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option(
-    "-m", "--model", "path", metavar="FILE", help="GGUF file, or hf:REPO[:QUANT].  [default: the demo model]"
-)
+@model_or_demo_option
 @click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The same as PROMPT.")
 @click.option("-n", "--n-predict", "max_tokens", type=click.IntRange(0), help="Stop after so many tokens.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated.")

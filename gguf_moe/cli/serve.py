@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gguf_moe.cli.common import DEMO_MODEL, ProgressLine, load, runtime_options
+from gguf_moe.cli.common import DEMO_MODEL, ProgressLine, load, model_or_demo_option, runtime_options
 from gguf_moe.errors import GGUFMoeError, OptionError
 
 GRACE_S = 5
@@ -17,9 +17,7 @@ GRACE_S = 5
 
 
 @click.command()
-@click.option(
-    "-m", "--model", "path", metavar="FILE", help="GGUF file, or hf:REPO[:QUANT].  [default: the demo model]"
-)
+@model_or_demo_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes any.")
 @click.option(

@@ -88,20 +88,29 @@ def _matmul(task: Task, memory: Memory, n_threads: int) -> Lowered:
 def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
     weight = task.experts("weight")
     n_in, n_out = weight.shape
-    x = [task.inputs[ACTIVATION_FORMAT[qtype].value] for qtype in weight.qtypes]
     special: dict[str, Value] = {
         "tiles": [_tile(qtype) for qtype in weight.qtypes],
         "weights": list(weight.addresses),
+        "chunk_rows": _chunk_rows(max(qtype.row_size(n_in) for qtype in weight.qtypes), n_out, n_threads),
+        "n_threads": n_threads,
+    }
+    special |= matmul_id_sizes(task, memory.address)
+    return "matmul.matmul_id", structs.MATMUL_ID, special | _absent(task, "x_index")
+
+
+def matmul_id_sizes(task: Task, address: Callable[[Buffer], int]) -> dict[str, Value]:
+    """The sizes of MATMUL_ID's weights, and for each expert the activations that its type takes."""
+    weight = task.experts("weight")
+    n_in, n_out = weight.shape
+    x = [task.inputs[ACTIVATION_FORMAT[qtype].value] for qtype in weight.qtypes]
+    return {
         "row_sizes": [qtype.row_size(n_in) for qtype in weight.qtypes],
         "n_expert": len(weight.qtypes),
         "n_out": n_out,
         "n_in": n_in,
-        "x": [memory.address(buffer) for buffer in x],
+        "x": [address(buffer) for buffer in x],
         "x_stride": [row_size(buffer) for buffer in x],
-        "chunk_rows": _chunk_rows(max(qtype.row_size(n_in) for qtype in weight.qtypes), n_out, n_threads),
-        "n_threads": n_threads,
     }
-    return "matmul.matmul_id", structs.MATMUL_ID, special | _absent(task, "x_index")
 
 
 def _matmul_heads(task: Task, memory: Memory, n_threads: int) -> Lowered:

@@ -14,11 +14,10 @@ from gguf_moe.runtime.gpu.delta_net import LOWER as DELTA_NET
 from gguf_moe.runtime.gpu.delta_net import check_delta_net
 from gguf_moe.runtime.gpu.heads import LOWER as HEADS
 from gguf_moe.runtime.gpu.memory import DeviceMemory
-from gguf_moe.runtime.lower import Lowered, given_ids
+from gguf_moe.runtime.lower import Lowered, given_ids, matmul_id_sizes
 from gguf_moe.runtime.memory import row_size
 from gguf_moe.runtime.program import Value
 from gguf_moe_kernels import structs
-from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cuda.attention_launch import attention_scores_stride, attention_splits
 
 HOST_OPS = frozenset({"inp_embd"})
@@ -120,17 +119,10 @@ def _matmul(task: Task, memory: DeviceMemory) -> GpuLowered:
 
 def _matmul_id(task: Task, memory: DeviceMemory) -> GpuLowered:
     weight = task.experts("weight")
-    n_in, n_out = weight.shape
-    x = [task.inputs[ACTIVATION_FORMAT[qtype].value] for qtype in weight.qtypes]
     special: dict[str, Value] = {
         "tiles": [int(qtype) for qtype in weight.qtypes],
         "weights": memory.weights.table(weight),
-        "row_sizes": [qtype.row_size(n_in) for qtype in weight.qtypes],
-        "n_expert": len(weight.qtypes),
-        "n_out": n_out,
-        "n_in": n_in,
-        "x": [memory.address(buffer) for buffer in x],
-        "x_stride": [row_size(buffer) for buffer in x],
+        **matmul_id_sizes(task, memory.address),
     }
     for qtype in dict.fromkeys(weight.qtypes):
         yield f"matmul.matmul_id_{qtype.name.lower()}", structs.MATMUL_ID, special
