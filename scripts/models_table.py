@@ -3,7 +3,8 @@
 
   python scripts/models_table.py
 
-Runs tests/test_architectures.py in this environment. A cell is "yes" when all its tests have passed.
+Runs tests/test_architectures.py and tests/runtime/gpu/test_every_architecture.py in this environment. A cell
+is "yes" when all its tests have passed. Where there is no GPU, what ran on the emulated one is "emulated".
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tiny_table import TINY, arch_of
 from gguf_moe import arch as architectures
 
 ROOT = Path(__file__).parents[1]
-TESTS = ROOT / "tests" / "test_architectures.py"
+TESTS = ("tests/test_architectures.py", "tests/runtime/gpu/test_every_architecture.py")
 TABLE = ROOT / "docs" / "models.md"
 
 HEAD = """\
@@ -30,8 +31,8 @@ HEAD = """\
 
 The values of `general.architecture` that run here, and what the tests say about each; one whose files have
 two forms has two lines.
-This page is written by `python scripts/models_table.py` from the results of `tests/test_architectures.py`;
-do not edit it.
+This page is written by `python scripts/models_table.py` from the results of `tests/test_architectures.py` and
+`tests/runtime/gpu/test_every_architecture.py`; do not edit it.
 
 Each architecture has a tiny file with random weights (`scripts/tiny_models.py`), in which all that its files
 may have is switched on. llama.cpp's outputs for it are stored in `tests/fixtures/architectures`.
@@ -42,7 +43,8 @@ may have is switched on. llama.cpp's outputs for it are stored in `tests/fixture
 * **quantized**: mean KL to the F32 truth over 2,048 positions, divided by llama.cpp's; at most 1.25
 * **prefill = decode**: the same bits token by token, in chunks and at once, and for any number of threads
 * **CPU**: the kernels give the bits of the numpy reference
-* **GPU**: not yet
+* **GPU**: parity as above with three of each layer's experts in GPU memory and the others computed by the
+  CPU, in chunks and token by token; emulated: there was no device, the kernels were compiled for the CPU
 
 """
 COLUMNS = {
@@ -53,6 +55,7 @@ COLUMNS = {
     "prefill = decode": "test_prefill_in_chunks_is_step_by_step",
     "CPU": "test_the_oracle_gives_the_crews_bits",
 }
+GPU_TEST = "test_logits_are_llama_cpps"
 
 
 @dataclass
@@ -73,23 +76,23 @@ def run_tests() -> ET.Element:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "results.xml"
         # The older form of the file can hold what a test has measured.
-        options = ["-q", "-o", "junit_family=xunit1", f"--junit-xml={path}"]
-        subprocess.run([sys.executable, "-m", "pytest", *options, str(TESTS)], cwd=ROOT, check=False)
+        options = ["-q", "-m", "", "-o", "junit_family=xunit1", f"--junit-xml={path}"]
+        subprocess.run([sys.executable, "-m", "pytest", *options, *TESTS], cwd=ROOT, check=False)
         return ET.parse(path).getroot()
 
 
 def cells(results: ET.Element) -> dict[tuple[str, str], Cell]:
-    """(tiny file, test function) -> its results."""
+    """(tiny file, test function) -> its results; a function that has devices ends with the device's name."""
     by_length = sorted(TINY, key=len, reverse=True)  # one name may begin with another
     found: dict[tuple[str, str], Cell] = {}
     for case in results.iter("testcase"):
-        match = re.fullmatch(r"(\w+)\[(.+)\]", case.get("name", ""))
+        match = re.fullmatch(r"(\w+\[(?:emulator|gpu)?)-?(.+)\]", case.get("name", ""))
         if not match:
             continue
         file = next((name for name in by_length if match[2] == name or match[2].startswith(f"{name}-")), None)
         if file is None:
             continue
-        cell = found.setdefault((file, match[1]), Cell())
+        cell = found.setdefault((file, match[1].replace("[", " ").strip()), Cell())
         cell.passed.append(not any(case.findall(kind) for kind in ("failure", "error", "skipped")))
         for measured in case.iter("property"):
             number = float(measured.get("value", "nan"))
@@ -104,6 +107,14 @@ def models_of(arch: str) -> str:
     return first.partition(": ")[2].partition(". ")[0].removesuffix(".")
 
 
+def on_gpu(found: dict[tuple[str, str], Cell], file: str) -> str:
+    """The cell of a tiny file: what a device says or, where there is none, the emulated one."""
+    device, emulated = (found.get((file, f"{GPU_TEST} {name}"), Cell()) for name in ("gpu", "emulator"))
+    if any(device.passed):
+        return str(device)
+    return "emulated" if str(emulated) == "yes" else str(emulated)
+
+
 def table(found: dict[tuple[str, str], Cell]) -> str:
     rows = [["architecture", "models", *COLUMNS, "GPU"]]
     rows.append(["---"] * len(rows[0]))
@@ -111,7 +122,7 @@ def table(found: dict[tuple[str, str], Cell]) -> str:
         tests = [str(found.get((file, test), Cell())) for test in COLUMNS.values()]
         arch, form = arch_of(file), TINY[file].form
         models = f"{form} {models_of(arch)}" if form else models_of(arch)
-        rows.append([f"`{arch}`", models, *tests, "not yet"])
+        rows.append([f"`{arch}`", models, *tests, on_gpu(found, file)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -126,7 +126,8 @@ ADD_ID = _struct("x bias ids place k n rows")
 # x[place[i, j]] *= scale[ids[i, j]], float32 [n]; scale: [n_expert]; else as ADD_ID
 SCALE_ID = _struct("x scale ids place k n rows")
 
-# out[place[i, j]] = weights[i, j] * x[i], float32 [n]; weights and place are [rows, k]
+# out[place[i, j]] = weights[i, j] * x[i], float32 [n]; weights and place are [rows, k]. A place of -1 is
+# computed elsewhere.
 WEIGH = _struct("x place weights out k n rows")
 
 # out[i] = sum over j of weights[i, j] * x[place[i, j]] in the router's order (+ shared[i]) (+ residual[i])
@@ -142,8 +143,8 @@ SHEXP_GATE = _struct("x weight n_in out n rows")
 # ones, or -1; n_missing, int64, how many; aborted, int64: if it is not 0, nothing is done.
 # In mapped main memory: used, n_used, first, x_index (there: token), place as EXPERT_ROWS would have them if
 # only the missing experts were chosen, place being -1 for others; all_ids: the ids; x_out and x_2_out: if any
-# is missing, the rows of x and x_2 (0 if there is one format), x_size bytes each, a multiple of 16; and last
-# the sequence number, the value of `step`.
+# is missing, the rows of x and x_2 (0 if there is one input), x_size bytes each, and up to 15 bytes that come
+# after the last; and last the sequence number, the value of `step`.
 MAILBOX_POST = _struct(
     "ids weights k used n_used first x_index place all_ids missing_place n_missing aborted "
     "x x_out x_size x_2 x_2_out x_2_size step sequence rows"

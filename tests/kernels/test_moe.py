@@ -116,12 +116,13 @@ def test_logits_choose_where_the_sigmoid_comes_later(topk):
 
 def test_weigh(rng, call_op, assert_same_bits):
     x, weights = normal(rng, 3, 37), normal(rng, 3, 2)
-    place = np.int32([[4, 0], [1, 5], [2, 3]])
-    out, expected = empty(6, 37), empty(6, 37)
+    place = np.int32([[4, 0], [1, -1], [2, 3]])
+    out, expected = np.zeros((2, 6, 37), np.float32)
     call_op("moe.weigh", structs.WEIGH, x=x, place=place, weights=weights, out=out, k=2, n=37, rows=3)
     ops.weigh(x, place, weights, expected)
     assert_same_bits(out, expected)
     assert_same_bits(out[4], weights[0, 0] * x[0])
+    assert not out[5].any()
 
 
 def test_the_bias_chooses_but_does_not_weigh(topk):

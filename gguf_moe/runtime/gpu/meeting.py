@@ -65,19 +65,19 @@ def join(
     task: Task, memory: DeviceMemory, mailbox: Mailbox, layer: int, n_layer: int, link: Link | None
 ) -> Lowered:
     """The sum of the experts, which waits for the CPU's answer unless all of it came before."""
-    weights = task.inputs["weights"]
+    place = task.inputs["place"]
     special = _waiting(memory, mailbox, layer, n_layer) | {
         "answer": mailbox.post(layer).answer,
         "ready": ready_words(memory, n_layer)[0] + 8 * layer,
-        "k": weights.cols,
+        "k": place.cols,
         "n": task.outputs["out"].cols,
         "x_missing": mailbox.address(task.inputs["x"]) or 0,
-        "missing_place": memory.scratch("missing_place", 4 * weights.rows * weights.cols),
+        "missing_place": memory.scratch("missing_place", 4 * place.rows * place.cols),
     }
     if link and not link.is_whole:
         special |= {"x_link": memory.address(link.out), "split": link.n_rows}
     elif link:  # all outputs are on the device then
-        special["missing_place"] = memory.weights.constant([-1] * weights.rows * weights.cols)
+        special["missing_place"] = memory.weights.constant([-1] * place.rows * place.cols)
         special["n_missing"] = memory.weights.constant([0])
     return "mailbox.moe_join", structs.MOE_JOIN, special
 

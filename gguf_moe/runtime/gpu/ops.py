@@ -171,7 +171,7 @@ def _expert_rows(task: Task, memory: DeviceMemory) -> GpuLowered:
 
 
 def _moe_sum(task: Task, memory: DeviceMemory) -> GpuLowered:
-    special: dict[str, Value] = {"k": task.inputs["weights"].cols, "n": task.outputs["out"].cols}
+    special: dict[str, Value] = {"k": task.inputs["place"].cols, "n": task.outputs["out"].cols}
     yield "moe.moe_sum", structs.MOE_SUM, special
 
 
@@ -187,6 +187,10 @@ def _softcap(task: Task, memory: DeviceMemory) -> GpuLowered:
 def _by_choice(task: Task, memory: DeviceMemory) -> GpuLowered:
     struct = structs.ADD_ID if task.op is Op.ADD_ID else structs.SCALE_ID
     yield f"moe.{task.op}", struct, {"k": task.inputs["ids"].cols, "n": task.outputs["x"].cols}
+
+
+def _weigh(task: Task, memory: DeviceMemory) -> GpuLowered:
+    yield "moe.weigh", structs.WEIGH, {"k": task.inputs["place"].cols, "n": task.outputs["out"].cols}
 
 
 def _shexp_gate(task: Task, memory: DeviceMemory) -> GpuLowered:
@@ -212,6 +216,7 @@ _LOWER: dict[Op, Callable[[Task, DeviceMemory], GpuLowered]] = {
     Op.SOFTCAP: _softcap,
     Op.ADD_ID: _by_choice,
     Op.SCALE_ID: _by_choice,
+    Op.WEIGH: _weigh,
     Op.SHEXP_GATE: _shexp_gate,
     **DELTA_NET,
     **HEADS,

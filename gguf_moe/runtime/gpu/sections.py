@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gguf_moe.graph.task import Buffer, Graph, Op, Rows, Task
-from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
+from gguf_moe_kernels.activations import ACTIVATION_FORMAT
+
+
+_BY_CHOICE = (Op.ADD_ID, Op.SCALE_ID, Op.WEIGH)
+"""Ops with a row a token that work on the row of each of its choices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +47,12 @@ class ExpertSection:
 
     @property
     def x(self) -> list[Buffer]:
-        """The activations that go in, in each format."""
-        made = {buffer.name for task in self.tasks for buffer in task.outputs.values()}
-        found: dict[str, Buffer] = {}
-        for task in self.tasks:
-            for key, buffer in task.inputs.items():
-                if buffer.name not in made and key in {a.value for a in ActivationFormat}:
-                    found[buffer.name] = buffer
-        return list(found.values())
+        """What goes in beside the choice: activations in each format, or in float32 with their weights."""
+        known = [self.rows, *self.tasks]
+        made = {buffer.name for task in known for buffer in task.outputs.values()}
+        made |= {buffer.name for buffer in self.rows.inputs.values()}
+        given = {buffer.name: buffer for task in self.tasks for buffer in task.inputs.values()}
+        return [buffer for name, buffer in given.items() if name not in made]
 
 
 def expert_sections(graph: Graph) -> list[ExpertSection]:
@@ -66,6 +68,6 @@ def expert_sections(graph: Graph) -> list[ExpertSection]:
             inputs = [t for expert_task in tasks for t in expert_task.after if t not in (rows, *tasks)]
             sections.append(ExpertSection(rows, tuple(tasks), task, tuple(inputs)))
             rows = None
-        elif rows is not None and (task.rows is Rows.PLACES or task.op in (Op.ADD_ID, Op.SCALE_ID)):
+        elif rows is not None and (task.rows is Rows.PLACES or task.op in _BY_CHOICE):
             tasks.append(task)
     return sections

@@ -179,7 +179,10 @@ def weigh(args, chunk, thread):
         return 0
     n, k, x = a.n, a.k, a.x + chunk * 4 * a.n
     for j in range(chunk * k, (chunk + 1) * k):
-        weight, out = load_f32(a.weights, 4 * j), a.out + load_i32(a.place, 4 * j) * 4 * n
+        place = load_i32(a.place, 4 * j)
+        if place < 0:
+            continue
+        weight, out = load_f32(a.weights, 4 * j), a.out + place * 4 * n
         for i in range(n):
             store_f32(out, 4 * i, weight * load_f32(x, 4 * i))
     return 1

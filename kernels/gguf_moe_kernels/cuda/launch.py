@@ -171,7 +171,7 @@ def _receive(a: Any, rows: int) -> Launch:
     return Launch((rows * a.k, blocks(a.x_size // 4, 256)), (256,))
 
 
-@RULES.of("moe.add_id", "moe.scale_id")
+@RULES.of("moe.add_id", "moe.scale_id", "moe.weigh")
 def _by_choice(a: Any, rows: int) -> Launch:
     return Launch((rows * a.k, blocks(a.n, 256)), (256,))
 

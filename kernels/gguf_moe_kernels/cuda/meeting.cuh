@@ -2,11 +2,12 @@
 // outputs. Both write to main memory that is mapped into the GPU's addresses. See structs.MAILBOX_POST.
 #include "places.cuh"
 
-__device__ __forceinline__ void copy_row(const long long from, const long long to, long long size)
+// Whole parts of 16 bytes: what comes after the rows may go along.
+__device__ __forceinline__ void copy_rows(const long long from, const long long to, long long size)
 {
     const uint4 *source = at<const uint4>(from);
     uint4 *target = at<uint4>(to);
-    for (long long i = threadIdx.x; i < size / 16; i += PLACES_THREADS)
+    for (long long i = threadIdx.x; i < (size + 15) / 16; i += PLACES_THREADS)
         target[i] = source[i];
 }
 
@@ -28,9 +29,9 @@ __device__ __forceinline__ void post_missing(const MailboxPost &a)
     if (t == 0)
         *at<long long>(a.n_missing) = n_missing;
     if (n_missing) {
-        copy_row(a.x, a.x_out, a.x_size * rows);
+        copy_rows(a.x, a.x_out, a.x_size * rows);
         if (a.x_2)
-            copy_row(a.x_2, a.x_2_out, a.x_2_size * rows);
+            copy_rows(a.x_2, a.x_2_out, a.x_2_size * rows);
     }
     // What the other threads wrote is before thread 0's release, because of the barrier.
     __syncthreads();
@@ -118,7 +119,7 @@ __device__ __forceinline__ float join_element(const MoeJoin &a, long long row, l
             x = at<const float>(a.x_link)[place * a.split + i];
         else // Volatile: an older answer may still be in a cache.
             x = at<const volatile float>(a.x_missing)[missing * (a.n - a.split) + i - a.split];
-        sum = __fmaf_rn(at<const float>(a.weights)[j], x, sum);
+        sum = __fmaf_rn(weight_at(a.weights, j), x, sum);
     }
     if (a.shared)
         sum += at<const float>(a.shared)[row * a.n + i];
@@ -163,7 +164,7 @@ __device__ __forceinline__ void find_addends(const MoeJoin &a, long long row, Ad
             addends.first[j] = at<const float>(a.x_link) + place * a.split;
             addends.x[j] = at<const float>(a.x_missing) + missing * (a.n - a.split) - a.split;
         }
-        addends.weight[j] = at<const float>(a.weights)[choice];
+        addends.weight[j] = weight_at(a.weights, choice);
     }
     __syncthreads();
 }

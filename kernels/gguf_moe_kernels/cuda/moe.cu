@@ -46,6 +46,15 @@ KERNEL(scale_id, ScaleId, THREADS)
     at<float>(a.x)[place * a.n + i] *= at<const float>(a.scale)[expert];
 }
 
+KERNEL(weigh, Weigh, THREADS)
+{
+    long long choice = blockIdx.x, i = element();
+    if (choice >= count_at(a.rows) * a.k || i >= a.n)
+        return;
+    float x = at<const float>(a.x)[choice / a.k * a.n + i];
+    at<float>(a.out)[at<const int>(a.place)[choice] * a.n + i] = at<const float>(a.weights)[choice] * x;
+}
+
 KERNEL(moe_sum, MoeSum, THREADS)
 {
     long long row = blockIdx.x, i = element();
@@ -54,7 +63,7 @@ KERNEL(moe_sum, MoeSum, THREADS)
     float sum = 0.0f;
     for (long long j = row * a.k; j < (row + 1) * a.k; j++) {
         float x = at<const float>(a.x)[at<const int>(a.place)[j] * a.n + i];
-        sum = __fmaf_rn(at<const float>(a.weights)[j], x, sum);
+        sum = __fmaf_rn(weight_at(a.weights, j), x, sum);
     }
     if (a.shared)
         sum += at<const float>(a.shared)[row * a.n + i];

@@ -1,4 +1,4 @@
-// Sorting of places by expert, as structs.EXPERT_ROWS says, by one block.
+// Places of choices: sorting them by expert, as structs.EXPERT_ROWS says, by one block; their weights.
 #include "exact.cuh"
 
 constexpr int PLACES_THREADS = 256;
@@ -135,4 +135,10 @@ __device__ __forceinline__ void count_many(
         out.first[n_used] = n_placed;
         *out.n_used = n_used;
     }
+}
+
+// Of a choice, in MOE_SUM: without weights each is 1.
+__device__ __forceinline__ float weight_at(long long weights, long long choice)
+{
+    return weights ? at<const float>(weights)[choice] : 1.0f;
 }

@@ -250,8 +250,9 @@ def scale_id(x: np.ndarray, scale: np.ndarray, ids: np.ndarray, place: np.ndarra
 
 @quiet
 def weigh(x: np.ndarray, place: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
-    """out[place[i, j]] = weights[i, j] * x[i]. place: int32, weights: [rows, k]; out: a row a place."""
-    out[place] = weights[..., None] * x[:, None]
+    """out[place[i, j]] = weights[i, j] * x[i], but for places of -1. place: int32, weights: [rows, k]."""
+    here = place >= 0
+    out[place[here]] = (weights[..., None] * x[:, None])[here]
 
 
 @quiet

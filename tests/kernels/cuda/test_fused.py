@@ -84,8 +84,8 @@ def test_rope_store(
         assert_same_bits(cache[1], cache[0])
 
 
-@pytest.mark.parametrize(("n", "n_missing"), [(256, 0), (768, 2)])
-def test_join_norm_quantize(rng, call, assert_same_bits, n, n_missing):
+@pytest.mark.parametrize(("n", "n_missing", "has_weights"), [(256, 0, True), (768, 2, True), (768, 2, False)])
+def test_join_norm_quantize(rng, call, assert_same_bits, n, n_missing, has_weights):
     k, f = 4, ActivationFormat.Q8_K
     missing = np.full((1, k), -1, np.int32)
     missing[0, :n_missing] = np.arange(n_missing)
@@ -97,7 +97,7 @@ def test_join_norm_quantize(rng, call, assert_same_bits, n, n_missing):
         "place": np.array([[2, 0, 3, 1]], np.int32),
         "missing_place": missing,
         "n_missing": np.array([n_missing], np.int64),
-        "weights": normal(rng, 1, k),
+        "weights": normal(rng, 1, k) if has_weights else 0,
         "residual": normal(rng, 1, n),
     }
     join |= {"x_link": 0, "split": 0, "shared": 0, "k": k, "n": n, "limit": 10**9, "step": 5, "rows": 1}

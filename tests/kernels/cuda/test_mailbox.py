@@ -24,14 +24,14 @@ def post(call):
         weights = np.full(n_expert, 0x1000, np.int64)
         weights[list(missing)] = 0
         rows, k = ids.shape
-        x, x_2 = (np.arange(rows * size, dtype=np.uint8).reshape(rows, size) for size in (64, 192))
+        x, x_2 = (np.arange(n, dtype=np.uint8) for n in (64 * rows, -(-12 * rows // 16) * 16))
         out = {name: np.full(rows * k, -7, np.int32) for name in ("used", "x_index")}
         out |= {name: np.full((rows, k), -7, np.int32) for name in ("place", "all_ids", "missing_place")}
         out |= {"first": np.full(rows * k + 1, -7, np.int32), "x_out": x * 0, "x_2_out": x_2 * 0}
         out |= {name: np.full(1, -7, np.int64) for name in ("n_used", "n_missing", "sequence")}
         call(
             "mailbox.mailbox_post", structs.MAILBOX_POST, ids=ids, weights=weights, k=k, rows=rows, step=step,
-            x=x, x_size=64, x_2=x_2, x_2_size=192, aborted=np.array([aborted], np.int64), **out,
+            x=x, x_size=64, x_2=x_2, x_2_size=12, aborted=np.array([aborted], np.int64), **out,
         )  # fmt: skip
         return out | {"x": x, "x_2": x_2}
 
@@ -84,6 +84,7 @@ class Join:
         self.missing_place = np.full((3, 4), -1, np.int32)
         self.missing_place[:, [1, 2]] = rng.permutation(6).reshape(3, 2)
         self.weights, self.residual = normal(rng, 3, 4), normal(rng, 3, 600)
+        self.has_weights = True
         self.out = np.zeros((3, 600), np.float32)
         names = ("n_missing", "aborted", "answer", "abort", "heartbeat", "ready", "waited")
         self.words = {name: np.zeros(1, np.int64) for name in names}
@@ -94,13 +95,13 @@ class Join:
         x, place, expected = self.x.copy(), self.place, np.zeros_like(self.out)
         is_missing = self.missing_place >= 0
         x[place[is_missing]] = self.answered[self.missing_place[is_missing]]
-        ops.moe_sum(x, place, self.weights, expected, residual=self.residual)
+        ops.moe_sum(x, place, self.weights if self.has_weights else None, expected, residual=self.residual)
         return expected
 
     def run(self, step=5, limit=20 * SECOND):
         self.call(
-            "mailbox.moe_join", structs.MOE_JOIN, x=self.x, place=self.place, weights=self.weights, k=4,
-            n=600, shared=0, residual=self.residual, out=self.out, rows=3, x_missing=self.x_missing,
+            "mailbox.moe_join", structs.MOE_JOIN, x=self.x, place=self.place, k=4, n=600,
+            weights=self.weights if self.has_weights else 0, shared=0, residual=self.residual, out=self.out, rows=3, x_missing=self.x_missing,
             missing_place=self.missing_place, step=step, limit=limit, x_link=self.x_link, split=self.split,
             **self.words,
         )  # fmt: skip
@@ -111,7 +112,9 @@ def join(rng, call):
     return Join(rng, call)
 
 
-def test_join_sums_in_the_routers_order(join, assert_same_bits):
+@pytest.mark.parametrize("has_weights", [False, True])
+def test_join_sums_in_the_routers_order(join, assert_same_bits, has_weights):
+    join.has_weights = has_weights
     join.x_missing[:] = join.answered
     join.words["answer"][0] = 5
     join.run()

@@ -132,19 +132,26 @@ def test_scale_id(rng, call, assert_same_bits):
     assert_same_bits(x, expected)
 
 
+def test_weigh(rng, call, assert_same_bits):
+    x, weights, place = normal(rng, 3, 300), normal(rng, 3, 2), random_places(rng, 3, 2)
+    out, expected = np.zeros((2, 6, 300), np.float32)
+    ops.weigh(x, place, weights, expected)
+    call("moe.weigh", structs.WEIGH, x=x, place=place, weights=weights, out=out, k=2, n=300, rows=3)
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("has_weights", [False, True])
 @pytest.mark.parametrize("has_shared", [False, True])
 @pytest.mark.parametrize("has_residual", [False, True])
-def test_moe_sum(rng, call, assert_same_bits, has_shared, has_residual):
+def test_moe_sum(rng, call, assert_same_bits, has_weights, has_shared, has_residual):
     x, weights, place = normal(rng, 12, 300), normal(rng, 3, 4), random_places(rng, 3, 4)
     shared, residual = normal(rng, 3, 300), normal(rng, 3, 300)
     added = {"shared": shared if has_shared else None, "residual": residual if has_residual else None}
     out, expected = np.zeros((3, 300), np.float32), np.zeros((3, 300), np.float32)
-    ops.moe_sum(x, place, weights, expected, **added)
+    ops.moe_sum(x, place, weights if has_weights else None, expected, **added)
     addresses = {name: 0 if array is None else array for name, array in added.items()}
-    call(
-        "moe.moe_sum", structs.MOE_SUM, x=x, place=place, weights=weights, k=4, n=300, out=out, rows=3,
-        **addresses,
-    )  # fmt: skip
+    addresses["weights"] = weights if has_weights else 0
+    call("moe.moe_sum", structs.MOE_SUM, x=x, place=place, k=4, n=300, out=out, rows=3, **addresses)
     assert_same_bits(out, expected)
 
 

@@ -94,8 +94,8 @@ def test_what_was_recorded_gives_the_same_logits(hybrid_context, moe_file, asser
         assert_same_bits(decode(context, TOKENS), expected)
 
 
-@pytest.mark.parametrize("arch", ["gemma4", "gpt-oss"])
-def test_scales_and_biases_of_experts_count_wherever_they_are(
+@pytest.mark.parametrize("arch", ["gemma4", "gpt-oss", "llama4"])
+def test_scales_biases_and_weighed_inputs_of_experts_count_wherever_they_are(
     hybrid_context, crew_context, tmp_path, assert_same_bits, arch, monkeypatch
 ):
     path, results = write_tiny(arch, tmp_path / f"{arch}.gguf", quantized=True), []
