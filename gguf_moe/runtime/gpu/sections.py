@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from gguf_moe.graph.task import Buffer, Graph, Op, Rows, Task
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 
-
 _BY_CHOICE = (Op.ADD_ID, Op.SCALE_ID, Op.WEIGH)
 """Ops with a row a token that work on the row of each of its choices."""
 

@@ -101,8 +101,9 @@ class Join:
     def run(self, step=5, limit=20 * SECOND):
         self.call(
             "mailbox.moe_join", structs.MOE_JOIN, x=self.x, place=self.place, k=4, n=600,
-            weights=self.weights if self.has_weights else 0, shared=0, residual=self.residual, out=self.out, rows=3, x_missing=self.x_missing,
-            missing_place=self.missing_place, step=step, limit=limit, x_link=self.x_link, split=self.split,
+            weights=self.weights if self.has_weights else 0, shared=0, residual=self.residual, out=self.out,
+            rows=3, x_missing=self.x_missing, missing_place=self.missing_place, step=step, limit=limit,
+            x_link=self.x_link, split=self.split,
             **self.words,
         )  # fmt: skip
 
