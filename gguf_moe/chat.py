@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_moe.errors import OptionError
 from gguf_moe.generate import Generation, Result
-from gguf_moe.text.reasoning import Kind, Segment, Splitter
+from gguf_moe.prompts import ChatPrompt
+from gguf_moe.text.reasoning import Kind, Segment
 
 if TYPE_CHECKING:
     from gguf_moe.model import Model
@@ -77,21 +78,21 @@ class Conversation:
         return self._answer(self.messages[: asked[-1] + 1], options)
 
     def _answer(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> Turn:
-        prompt, ids = self._prompt(messages)
-        generation = self.model.generate(ids, preface=self.model.preface(prompt), **options)
+        prompt = self._prompt(messages)
+        generation = self.model.generate(prompt, **options)
         self.messages = messages
-        return Turn(self, prompt, generation, self.model.splitter(prompt))
+        return Turn(self, prompt, generation)
 
-    def _prompt(self, messages: list[dict[str, Any]]) -> tuple[str, list[int]]:
-        """The prompt's text and tokens, which begin with those of the turns before if the text does."""
-        prompt = self._render(messages)
+    def _prompt(self, messages: list[dict[str, Any]]) -> ChatPrompt:
+        """The prompt, whose tokens begin with those of the turns before if its text does."""
+        text, ids = self._render(messages), None
         tokenizer = self.model.tokenizer
-        if self._text and prompt.startswith(self._text):
-            rest = tokenizer.encode(prompt[len(self._text) :], bos=False)
+        if self._text and text.startswith(self._text):
+            rest = tokenizer.encode(text[len(self._text) :], bos=False)
             # A control token separates what comes before from what comes after.
             if rest and tokenizer.is_control(rest[0]):
-                return prompt, self._ids + rest
-        return prompt, self.model.tokenize_prompt(prompt)
+                ids = self._ids + rest
+        return self.model.prompts.of_text(text, ids=ids)
 
     def finish(self, prompt: str, result: Result, answer: str, reasoning: str) -> None:
         """Keep a turn's tokens and its message; a turn calls this at its end. Without an answer, neither."""
@@ -111,19 +112,19 @@ class Conversation:
         self.messages = [*self.messages, message]
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
-        return self.model.chat_prompt(messages, **self.template_options)
+        return self.model.prompts.render(messages, **self.template_options)
 
 
 class Turn:
     """An iterator over the parts of an answer. Close it to stop early; what was read is kept."""
 
-    def __init__(self, conversation: Conversation, prompt: str, generation: Generation, splitter: Splitter):
+    def __init__(self, conversation: Conversation, prompt: ChatPrompt, generation: Generation):
         self.result = generation.result
         """Numbers and tokens; complete when the iteration is over."""
         self._conversation = conversation
-        self._prompt = prompt
+        self._prompt = prompt.text
         self._generation = generation
-        self._splitter = splitter
+        self._splitter = prompt.splitter()
         self._said: list[Segment] = []
         self._open = True
 

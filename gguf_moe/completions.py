@@ -38,17 +38,48 @@ def stream_completion(generation: Generation, model_name: str) -> Iterator[dict[
         generation.close()
 
 
+class Message:
+    """An assistant's message, out of the parts of an answer."""
+
+    def __init__(self) -> None:
+        self._content: dict[str, Any] = {"role": "assistant", "content": ""}
+        self._calls: list[dict[str, Any]] = []
+
+    def begin(self) -> dict[str, Any]:
+        """The first delta of a stream."""
+        return {"role": "assistant", "content": ""}
+
+    def add(self, segment: Segment) -> dict[str, Any]:
+        """Put a part into the message; the delta that says the same."""
+        if segment.call:
+            call = segment.call.as_openai()
+            self._calls.append(call)
+            return {"tool_calls": [{"index": len(self._calls) - 1, **call}]}
+        name = "reasoning_content" if segment.kind is Kind.REASONING else "content"
+        self._content[name] = self._content.get(name, "") + segment.text
+        return {name: segment.text}
+
+    def whole(self) -> dict[str, Any]:
+        """The message, so far."""
+        if not self._calls:
+            return self._content
+        return self._content | {"content": self._content["content"] or None, "tool_calls": self._calls}
+
+    def finish_reason(self, reason: str | None) -> str | None:
+        """Why the answer ended, from why the generation did."""
+        return "tool_calls" if self._calls and reason == "stop" else reason
+
+
 def chat_completion(generation: Generation, splitter: Splitter, model_name: str) -> dict[str, Any]:
     """Run a generation to its end; a "chat.completion" object. Thoughts go to reasoning_content."""
-    message = {"role": "assistant", "content": ""}
+    message = Message()
     for segment in _segments(generation, splitter):
-        name = _FIELD[segment.kind]
-        message[name] = message.get(name, "") + segment.text
+        message.add(segment)
     choice = {
         "index": 0,
-        "message": message,
+        "message": message.whole(),
         "logprobs": None,
-        "finish_reason": generation.result.finish_reason,
+        "finish_reason": message.finish_reason(generation.result.finish_reason),
     }
     return envelope("chatcmpl", "chat.completion", model_name) | {
         "choices": [choice],
@@ -59,23 +90,22 @@ def chat_completion(generation: Generation, splitter: Splitter, model_name: str)
 def stream_chat_completion(
     generation: Generation, splitter: Splitter, model_name: str
 ) -> Iterator[dict[str, Any]]:
-    """The same as "chat.completion.chunk" objects: the role first, then text, then the finish_reason."""
+    """The same as "chat.completion.chunk" objects: the role first, then its parts, then the finish_reason."""
     head = envelope("chatcmpl", "chat.completion.chunk", model_name)
+    message = Message()
 
-    def chunk(delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
+    def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return head | {"choices": [choice]}
 
     try:
-        yield chunk({"role": "assistant", "content": ""}, None)
+        yield chunk(message.begin())
         for segment in _segments(generation, splitter):
-            yield chunk({_FIELD[segment.kind]: segment.text}, None)
-        yield chunk({}, generation.result.finish_reason) | {"usage": usage(generation.result)}
+            yield chunk(message.add(segment))
+        reason = message.finish_reason(generation.result.finish_reason)
+        yield chunk({}, reason) | {"usage": usage(generation.result)}
     finally:
         generation.close()
-
-
-_FIELD = {Kind.ANSWER: "content", Kind.COMMENTARY: "content", Kind.REASONING: "reasoning_content"}
 
 
 def _segments(generation: Generation, splitter: Splitter) -> Iterator[Segment]:

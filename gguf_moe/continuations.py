@@ -9,9 +9,13 @@ from typing import Any
 from gguf_moe.constrain import NO_PREFACE, Matchers, find_grammar
 from gguf_moe.errors import ContextFullError, OptionError
 from gguf_moe.generate import Continuation, Result
+from gguf_moe.prompts import ChatPrompt
 from gguf_moe.sample import Breakers, Sampler, Sampling, find_breakers
 from gguf_moe.sample.sampling import NAMES as SAMPLING_NAMES
 from gguf_moe.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | ChatPrompt
+"""A text, token ids taken as they are, or what Model.chat_prompt makes of messages."""
 
 
 class Continuations:
@@ -26,7 +30,7 @@ class Continuations:
 
     def make(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
@@ -36,32 +40,42 @@ class Continuations:
         json_schema: Mapping[str, Any] | str | None = None,
         grammar: str | None = None,
         regex: str | None = None,
-        preface: str = NO_PREFACE,
         **sampling_options: Any,
     ) -> Continuation:
         """Options as for Model.generate; n_logprobs as for Continuation.
 
         One of these says what the text must be: OpenAI's response_format; a JSON schema, or its text; a
-        grammar in llguidance's Lark or in GBNF; a regular expression. preface: of Model.preface, for a chat.
-        Raises OptionError if they are wrong.
+        grammar in llguidance's Lark or in GBNF; a regular expression. Raises OptionError if they are wrong.
         """
         if sampling_options:
             sampling = _changed(sampling or Sampling(), sampling_options)
         if max_tokens is not None and max_tokens < 0:
             raise OptionError(f"max_tokens is {max_tokens}, but must be 0 or more.")
-        ids = self.checked_ids(self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        chat = prompt if isinstance(prompt, ChatPrompt) else None
         wanted = find_grammar(
             response_format=response_format, json_schema=json_schema, grammar=grammar, regex=regex
         )
+        if chat and chat.call:
+            if wanted:
+                raise OptionError(
+                    f"{wanted.kind.value} and a tool_choice that demands a call exclude each other."
+                )
+            wanted = chat.call
         return Continuation(
             self._tokenizer,
             self._sampler(sampling or Sampling()),
-            Result(prompt_token_ids=ids),
+            Result(prompt_token_ids=self._ids(prompt)),
             max_tokens=max_tokens,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             n_logprobs=n_logprobs,
-            matcher=self._matchers.matcher(wanted, preface) if wanted else None,
+            matcher=self._matchers.matcher(wanted, chat.preface if chat else NO_PREFACE) if wanted else None,
+            shown=chat.shown if chat else (),
         )
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.checked_ids(self._tokenizer.encode(prompt))
+        return self.checked_ids(prompt.ids if isinstance(prompt, ChatPrompt) else prompt)
 
     def checked_ids(self, ids: Sequence[int]) -> list[int]:
         """The ids as a list: at least one, all in the vocabulary, and no more than the context holds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from gguf_moe.constrain import Matcher
 from gguf_moe.runtime.context import Context
 from gguf_moe.sample import Sampler
-from gguf_moe.text.reasoning import overlap
+from gguf_moe.text.overlap import overlap
 from gguf_moe.text.tokenizer import Tokenizer
 
 
@@ -79,6 +79,7 @@ class Continuation:
     Fills in `result`. It is over when result.finish_reason is set. n_logprobs: the log probabilities of each
     chosen token and of so many of the likeliest are wanted, by the model's own logits; None for none.
     matcher: what the text must fit; then only tokens that fit are chosen, whatever the sampler.
+    shown: control tokens that are in the text all the same.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Continuation:
         stop: Sequence[str],
         n_logprobs: int | None = None,
         matcher: Matcher | None = None,
+        shown: Collection[int] = (),
     ):
         self.result = result
         self._tokenizer = tokenizer
@@ -98,7 +100,7 @@ class Continuation:
         self._max_tokens = max_tokens
         self._n_logprobs = n_logprobs
         self._matcher = matcher
-        self._text = TextStream(tokenizer, stop)
+        self._text = TextStream(tokenizer, stop, shown)
         self._suppressed = list(tokenizer.suppressed_ids)
         self._start = time.perf_counter()
         self._decode_start = 0.0
@@ -204,8 +206,8 @@ def until(cancel: threading.Event, pieces: Iterator[Piece], result: Result) -> I
 class TextStream:
     """Tokens in, text out: holds back unfinished UTF-8 and whatever may become a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
-        self._tokens = tokenizer.stream()
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], shown: Collection[int] = ()):
+        self._tokens = tokenizer.stream(shown=shown)
         self._stop = [s for s in stop if s]
         self._held = ""
         self.stopped = False

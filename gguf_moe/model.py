@@ -12,20 +12,19 @@ from typing import Any
 import numpy as np
 
 from gguf_moe import completions
-from gguf_moe.constrain import preface_of
-from gguf_moe.continuations import Continuations
-from gguf_moe.errors import BusyError, OptionError, TemplateError
+from gguf_moe.continuations import Continuations, Prompt
+from gguf_moe.errors import BusyError, OptionError
 from gguf_moe.experts.heat import save_heat
 from gguf_moe.experts.routing import Recorder
 from gguf_moe.generate import Continuation, Generation, Piece, decode_loop, until, watching
 from gguf_moe.loading import Loaded, Progress, stage_of
 from gguf_moe.options import Options
+from gguf_moe.prompts import ChatPrompt, Messages, Prompts, Tools
 from gguf_moe.runtime import placement
 from gguf_moe.sample import Sampling
 from gguf_moe.scheduler import Scheduler
 from gguf_moe.session import load_session, save_session
 from gguf_moe.stats import Totals, describe
-from gguf_moe.text.reasoning import Splitter, splitter_for
 from gguf_moe_kernels.cpu.library import FillCache
 
 
@@ -62,6 +61,7 @@ class Model:
         self.load_times = loaded.times
         self.totals = Totals()
         """Of all generations so far."""
+        self.prompts = Prompts(self.path, self.tokenizer, self.chat_template)
         self._continuations = Continuations(self.tokenizer, self.hparams.n_vocab, self.n_ctx)
         self._lock = threading.Lock()
         self._closed = False
@@ -102,7 +102,7 @@ class Model:
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
@@ -113,8 +113,9 @@ class Model:
     ) -> Generation:
         """Continue a prompt, piece by piece.
 
-        prompt: text, or token ids taken as they are. max_tokens None goes on until the model ends or the
-        context is full. `sampling`, or its fields as keyword arguments (temperature=0, seed=1, ...).
+        prompt: text, token ids taken as they are, or what `chat_prompt` gives. max_tokens None goes on until
+        the model ends or the context is full. `sampling`, or its fields as keyword arguments (temperature=0,
+        seed=1, ...).
         response_format, json_schema, grammar or regex: what the text must be, as for Continuations.make.
         cancel: once it is set, from any thread, the generation ends after the step that runs.
         Raises ContextFullError before any work if the prompt does not fit.
@@ -124,7 +125,7 @@ class Model:
         )
         return Generation(self._pieces(continuation, progress, cancel), continuation.result)
 
-    def continuation(self, prompt: str | Sequence[int], **options: Any) -> Continuation:
+    def continuation(self, prompt: Prompt, **options: Any) -> Continuation:
         """What `generate` runs, or a scheduler among others; options as Continuations.make takes them."""
         return self._continuations.make(prompt, **options)
 
@@ -142,7 +143,7 @@ class Model:
                 scheduler.fail_all(BusyError("the model was closed before the answer was complete."))
 
     def create_completion(
-        self, prompt: str | Sequence[int], *, stream: bool = False, **options: Any
+        self, prompt: Prompt, *, stream: bool = False, **options: Any
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """A completion in OpenAI's shape, or with `stream` its chunks; other options as for `generate`."""
         complete = completions.stream_completion if stream else completions.completion
@@ -150,52 +151,31 @@ class Model:
 
     def create_chat_completion(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         stream: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        tool_choice: Any = None,
         template_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """An answer to OpenAI-style messages by the file's chat template; options as `generate`.
 
-        template_options are variables for the template (enable_thinking=False, ...). A message's
-        reasoning_content has what the model thought. Raises TemplateError.
+        tools, tool_choice: what the model may call, or must, as `chat_prompt` takes them. template_options
+        are variables for the template (enable_thinking=False, ...). A message's reasoning_content has what
+        the model thought, tool_calls what it calls. Raises TemplateError.
         """
-        prompt = self.chat_prompt(messages, tools=tools, **template_options or {})
+        prompt = self.chat_prompt(messages, tools=tools, tool_choice=tool_choice, **template_options or {})
         complete = completions.stream_chat_completion if stream else completions.chat_completion
-        generation = self.generate(self.tokenize_prompt(prompt), preface=self.preface(prompt), **options)
-        return complete(generation, self.splitter(prompt), self.path.stem)
+        return complete(self.generate(prompt, **options), prompt.splitter(), self.path.stem)
 
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
-        """The token ids of the prompt that the file's chat template makes of messages.
+    def chat_prompt(self, messages: Messages, **options: Any) -> ChatPrompt:
+        """The prompt that the file's chat template makes of messages, for `generate`.
 
-        `options` are variables for the template. Raises TemplateError.
+        Options as for Prompts.make: tools, tool_choice, and variables of the template. Raises TemplateError,
+        or OptionError for tools that are wrong.
         """
-        return self.tokenize_prompt(self.chat_prompt(messages, **options))
-
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """The text that the file's chat template makes of messages; options and errors as `chat_ids`."""
-        if self.chat_template is None:
-            raise TemplateError(f"{self.path}: the file has no chat template; give a raw prompt instead.")
-        return self.chat_template.render([dict(message) for message in messages], **options)
-
-    def tokenize_prompt(self, prompt: str) -> list[int]:
-        """Token ids of a chat template's text, which may begin with the BOS token."""
-        bos_token = self.chat_template.bos_token if self.chat_template else ""
-        return self.tokenize(prompt, bos=False if bos_token and prompt.startswith(bos_token) else None)
-
-    def splitter(self, prompt: str) -> Splitter:
-        """What separates thoughts from the answer to a prompt of the chat template."""
-        return splitter_for(self._template_source, prompt)
-
-    def preface(self, prompt: str) -> str:
-        """What may come before an answer that must fit a grammar, to a prompt of the chat template."""
-        return preface_of(self._template_source, prompt, self.tokenizer.control_id)
-
-    @property
-    def _template_source(self) -> str:
-        return self.chat_template.source if self.chat_template else ""
+        return self.prompts.make(messages, **options)
 
     def record_routing(self) -> Recorder:
         """Record from now on which experts are chosen; `routing` of the result is what save_routing takes.

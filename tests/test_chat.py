@@ -52,7 +52,7 @@ def test_nothing_that_was_computed_is_computed_again(conversation):
 def test_turns_are_what_the_template_makes_of_the_messages(conversation, model):
     said(conversation.ask("Hi", **GREEDY))
     said(conversation.ask("And then?", **GREEDY))
-    prompt = model.chat_prompt(conversation.messages[:-1])
+    prompt = model.chat_prompt(conversation.messages[:-1]).text
     assert model.detokenize(conversation._ids).startswith(prompt)
 
 
@@ -121,7 +121,7 @@ def test_thoughts_are_kept_apart(conversation, model, monkeypatch):
         def flush(self):
             return []
 
-    monkeypatch.setattr(model, "splitter", lambda prompt: Every())
+    monkeypatch.setattr("gguf_moe.prompts.splitter_for", lambda *_: Every())
     segments = list(conversation.ask("Hi", **GREEDY))
     message = conversation.messages[-1]
     assert message["reasoning_content"] == segments[0].text.strip()

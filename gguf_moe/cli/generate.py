@@ -82,16 +82,15 @@ def generate(
     with load(path, runtime, progress) as model:
         if verbose:
             click.echo(about(model), err=True)
-        ids, options = _prompt(model, text, chat)
+        question = [{"role": "user", "content": text}]
         recorder = model.record_routing() if routing_file else None
         generation = model.generate(
-            ids,
+            model.chat_prompt(question) if chat else text,
             max_tokens=max_tokens,
             stop=stop,
             sampling=sampling,
             progress=progress,
             **constraint,
-            **options,
         )
         try:
             for piece in generation:
@@ -110,14 +109,6 @@ def generate(
         _save(model, heat, routing_file, recorder)
         if as_json:
             print_json(_report(model, generation))
-
-
-def _prompt(model: Model, text: str, chat: bool) -> tuple[list[int], dict[str, Any]]:
-    """The prompt's token ids, and what Model.generate has to know of it."""
-    if not chat:
-        return model.tokenize(text), {}
-    prompt = model.chat_prompt([{"role": "user", "content": text}])
-    return model.tokenize_prompt(prompt), {"preface": model.preface(prompt)}
 
 
 def _save(model: Model, heat: Path | None, routing_file: Path | None, recorder: Recorder | None) -> None:

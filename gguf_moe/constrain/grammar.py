@@ -18,6 +18,8 @@ MAX_LENGTH = 1 << 16
 MAX_MULTIPLE = 100_000
 """The largest `multipleOf`, without its factors 2 and 5: a large one takes minutes and much memory."""
 
+# As llama.cpp: without a limit, a model that is unsure goes on writing white space.
+WHITE_SPACE = r" |\n{1,2}[ \t]{0,20}"
 ANY_OBJECT = {"type": "object"}
 
 
@@ -28,6 +30,8 @@ class Kind(Enum):
     REGEX = "regex"
     RULES = "grammar"
     """Rules in llguidance's Lark, or in llama.cpp's GBNF."""
+    TOOL_CHOICE = "tool_choice"
+    """Rules in Lark for a call of a tool."""
 
 
 @dataclass(frozen=True, slots=True)

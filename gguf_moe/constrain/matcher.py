@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_moe.constrain.grammar import Grammar, Kind
+from gguf_moe.constrain.grammar import WHITE_SPACE, Grammar, Kind
 from gguf_moe.constrain.preface import NO_PREFACE
 from gguf_moe.errors import ConstraintError, OptionError
 from gguf_moe.text.tokenizer import Tokenizer
@@ -22,8 +22,6 @@ MAX_LEXER_STATES = 50_000
 N_KEPT = 16
 """Compiled grammars that are kept: clients ask for the same one again."""
 
-# As llama.cpp: without a limit, a model that is unsure goes on writing white space.
-_WHITE_SPACE = r" |\n{1,2}[ \t]{0,20}"
 # The model chooses among all tokens that fit, as in llama.cpp. Otherwise llguidance cuts texts that
 # are certain into tokens.
 _OPTIONS = '%llguidance {"no_forcing": true}'
@@ -143,11 +141,13 @@ def _translated(grammar: Grammar) -> dict[str, Any]:
 
     match grammar.kind:
         case Kind.JSON_SCHEMA:
-            written = LLMatcher.grammar_from_json_schema(grammar.text, {"whitespace_pattern": _WHITE_SPACE})
+            written = LLMatcher.grammar_from_json_schema(grammar.text, {"whitespace_pattern": WHITE_SPACE})
             found: dict[str, Any] = json.loads(written)["grammars"][0]
             return found
         case Kind.REGEX:
             return {"lark_grammar": f"start: /{regex_to_lark(grammar.text, 'dw')}/"}
+        case Kind.TOOL_CHOICE:
+            return {"lark_grammar": grammar.text}
         case Kind.RULES:
             try:
                 return {"lark_grammar": any_to_lark(grammar.text)}

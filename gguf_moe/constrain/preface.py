@@ -12,14 +12,18 @@ NO_PREFACE = "start: @answer"
 _GAP = "GAP: /\\n{1,2}/"
 
 
-def preface_of(template: str, prompt: str, control_id: Callable[[str], int | None]) -> str:
+def preface_of(
+    template: str, prompt: str, control_id: Callable[[str], int | None], *, is_call: bool = False
+) -> str:
     """The start rule, with what may come before the answer to a prompt that a chat template made.
 
-    control_id: the id of a control token by its text, or None.
+    control_id: the id of a control token by its text, or None. is_call: the answer is a call of a tool.
     """
     end = prompt.rstrip()
     if is_harmony(template):
-        return NO_PREFACE if end.endswith("<|message|>") else _HARMONY
+        if end.endswith("<|message|>"):
+            return NO_PREFACE
+        return _HARMONY + (" @answer" if is_call else _HARMONY_FINAL)
     tags = think_tags(template)
     if tags is None or end.endswith(tags[1]):
         return NO_PREFACE
@@ -30,10 +34,11 @@ def preface_of(template: str, prompt: str, control_id: Callable[[str], int | Non
     return f"start: ({_mark(opening, control_id)} thoughts GAP?)? @answer\n{thoughts}\n{_GAP}"
 
 
-# The answer is in the channel `final`; its header may name the format.
 _HARMONY = """\
-start: ("<|channel|>analysis<|message|>" thoughts "<|start|>assistant")? HEADER @answer
 thoughts[suffix="<|end|>"]: /(.|\\n)*/
+start: ("<|channel|>analysis<|message|>" thoughts "<|start|>assistant")?"""
+# The answer is in the channel `final`; its header may name the format. A call has a header of its own.
+_HARMONY_FINAL = """ HEADER @answer
 HEADER: /<\\|channel\\|>final( ?<\\|constrain\\|>json)?<\\|message\\|>/"""
 
 

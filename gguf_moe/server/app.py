@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -17,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from gguf_moe.completions import envelope
+from gguf_moe.continuations import Prompt
 from gguf_moe.errors import GGUFMoeError
 from gguf_moe.experts.cache import MISSING
 from gguf_moe.server import metrics
@@ -28,9 +30,8 @@ from gguf_moe.server.requests import (
     RequestError,
     Wanted,
     read_messages,
+    read_prompt_options,
     read_prompts,
-    read_template_options,
-    read_tools,
     read_wanted,
 )
 from gguf_moe.server.worker import Answers, Worker
@@ -140,25 +141,21 @@ class Server:
     async def chat_completions(self, request: Request) -> Response:
         body = await _read_json(request)
         wanted, messages = read_wanted(body, is_chat=True), read_messages(body)
-        options = read_template_options(body) | {"tools": read_tools(body)}
-        prompt = await asyncio.to_thread(self._model.chat_prompt, messages, **options)
+        # A long conversation takes a while to render and to cut into tokens; others are answered.
+        prompt = await asyncio.to_thread(self._model.chat_prompt, messages, **read_prompt_options(body))
         tokenizer, n_top = self._model.tokenizer, wanted.n_logprobs or 0
-        choices: list[Choice] = [
-            ChatChoice(i, tokenizer, self._model.splitter(prompt), n_top) for i in range(wanted.n)
-        ]
+        choices: list[Choice] = [ChatChoice(i, tokenizer, prompt.splitter(), n_top) for i in range(wanted.n)]
         kind = "chat.completion.chunk" if wanted.stream else "chat.completion"
-        ids = await asyncio.to_thread(self._model.tokenize_prompt, prompt)
         reply = Reply(envelope("chatcmpl", kind, self._name), choices, wanted.n)
-        preface = self._model.preface(prompt)
-        return await self._answer(request, wanted, [ids] * wanted.n, reply, preface=preface)
+        return await self._answer(request, wanted, [prompt] * wanted.n, reply)
 
     async def _answer(
-        self, request: Request, wanted: Wanted, prompts: list[Any], reply: Reply, **more_options: Any
+        self, request: Request, wanted: Wanted, prompts: Sequence[Prompt], reply: Reply
     ) -> Response:
         """Submit the generations, then answer as a stream or as a whole."""
         reply.results, generations = [], []
         for i, prompt in enumerate(prompts):
-            options = wanted.options_of(i % wanted.n) | more_options
+            options = wanted.options_of(i % wanted.n)
             # A long prompt takes a while to cut into tokens, and a grammar to compile; others are answered.
             generations.append(await asyncio.to_thread(self._model.continuation, prompt, **options))
             reply.results.append(generations[-1].result)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from gguf_moe.completions import Message
 from gguf_moe.generate import Piece
-from gguf_moe.text.reasoning import Kind, Splitter
+from gguf_moe.text.reasoning import Segment, Splitter
 from gguf_moe.text.tokenizer import Tokenizer
-
-MESSAGE_FIELD = {Kind.ANSWER: "content", Kind.COMMENTARY: "content", Kind.REASONING: "reasoning_content"}
 
 
 class Choice(Protocol):
@@ -74,22 +73,22 @@ class TextChoice:
 
 
 class ChatChoice:
-    """A choice of a "chat.completion". Thoughts go to reasoning_content. n_top: how many top_logprobs."""
+    """A choice of a "chat.completion". n_top: how many top_logprobs."""
 
     def __init__(self, index: int, tokenizer: Tokenizer, splitter: Splitter, n_top: int = 0):
         self._index = index
         self._n_top = n_top
         self._tokenizer = tokenizer
         self._splitter = splitter
-        self._message: dict[str, Any] = {"role": "assistant", "content": ""}
+        self._message = Message()
         self._logprobs: list[dict[str, Any]] = []
         self._finish_reason: str | None = None
 
     def begin(self) -> list[dict[str, Any]]:
-        return [self._chunk(dict(self._message))]
+        return [self._chunk(self._message.begin())]
 
     def push(self, piece: Piece) -> list[dict[str, Any]]:
-        chunks = [self._segment(s.kind, s.text) for s in self._splitter.push(piece.text)]
+        chunks = self._read(self._splitter.push(piece.text))
         if piece.logprobs:
             chosen, *_ = piece.logprobs
             entry = self._entry(chosen, piece.logprobs[chosen]) | {"top_logprobs": self._top(piece.logprobs)}
@@ -99,22 +98,20 @@ class ChatChoice:
         return chunks
 
     def end(self, finish_reason: str | None) -> list[dict[str, Any]]:
-        self._finish_reason = finish_reason
-        rest = [self._segment(s.kind, s.text) for s in self._splitter.flush()]
-        return [*rest, self._chunk({}, finish_reason)]
+        rest = self._read(self._splitter.flush())
+        self._finish_reason = self._message.finish_reason(finish_reason)
+        return [*rest, self._chunk({}, self._finish_reason)]
 
     def whole(self) -> dict[str, Any]:
         return {
             "index": self._index,
-            "message": self._message,
+            "message": self._message.whole(),
             "logprobs": {"content": self._logprobs} if self._logprobs else None,
             "finish_reason": self._finish_reason,
         }
 
-    def _segment(self, kind: Kind, text: str) -> dict[str, Any]:
-        name = MESSAGE_FIELD[kind]
-        self._message[name] = self._message.get(name, "") + text
-        return self._chunk({name: text})
+    def _read(self, segments: list[Segment]) -> list[dict[str, Any]]:
+        return [self._chunk(self._message.add(segment)) for segment in segments]
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         return {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}

@@ -81,18 +81,10 @@ def _message(number: int, message: dict[str, Any]) -> dict[str, Any]:
     return message | {"content": content or ""}
 
 
-def read_tools(body: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The tools that the template is told of."""
-    tools = _get(body, "tools", list, None)
-    if tools is not None and not _are(tools, dict):
-        raise RequestError(400, "tools must be a list of objects.", "tools")
-    return None if body.get("tool_choice") == "none" else tools
-
-
-def read_template_options(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables for the chat template, by llama.cpp's name for them."""
+def read_prompt_options(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of Model.chat_prompt: tools, and variables for the template by llama.cpp's name for them."""
     options: dict[str, Any] = _get(body, "chat_template_kwargs", dict, {})
-    return options
+    return options | {"tools": body.get("tools"), "tool_choice": body.get("tool_choice")}
 
 
 def read_wanted(body: Mapping[str, Any], *, is_chat: bool) -> Wanted:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from gguf_moe.checkpoint.metadata import Metadata
 from gguf_moe.errors import OptionError, TemplateError
+from gguf_moe.text.messages import for_template
 from gguf_moe.text.tokenizer import MAX_TEXT_LENGTH, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -51,10 +53,10 @@ class ChatTemplate:
     ) -> str:
         """The prompt. `kwargs` are further variables of the template, such as enable_thinking.
 
-        Raises TemplateError when the template is wrong, refuses the messages, or does too much work.
+        The arguments of earlier calls are objects for it, or texts if it fails with objects. Raises
+        TemplateError when the template is wrong, refuses the messages, or does too much work.
         """
         variables = {
-            "messages": messages,
             "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
@@ -62,13 +64,13 @@ class ChatTemplate:
             "eos_token": self.eos_token,
             **kwargs,
         }
-        code = self._compiled()
         try:
-            return self._render(code, variables)
+            return self._render(variables | {"messages": for_template(messages, as_objects=True)})
         except TemplateError:
+            if any(message.get("tool_calls") for message in messages):
+                with suppress(TemplateError):
+                    return self._render(variables | {"messages": for_template(messages, as_objects=False)})
             raise
-        except Exception as error:  # a template can raise whatever Python's operators raise
-            raise TemplateError(f"The chat template failed: {_told(error)}.") from error
 
     def _compiled(self) -> Any:
         if len(self.source) > MAX_SOURCE_LENGTH:
@@ -85,15 +87,21 @@ class ChatTemplate:
                 raise TemplateError(f"The chat template cannot be read: {_told(error)}.") from error
         return self._code
 
-    def _render(self, code: Any, variables: Mapping[str, Any]) -> str:
+    def _render(self, variables: Mapping[str, Any]) -> str:
+        code = self._compiled()
         from gguf_moe.text.sandbox import render_template
 
         pieces, length = [], 0
-        for piece in render_template(code, variables):
-            pieces.append(piece)
-            length += len(piece)
-            if length > MAX_TEXT_LENGTH:
-                raise TemplateError(f"The chat template makes more than {MAX_TEXT_LENGTH} characters.")
+        try:
+            for piece in render_template(code, variables):
+                pieces.append(piece)
+                length += len(piece)
+                if length > MAX_TEXT_LENGTH:
+                    raise TemplateError(f"The chat template makes more than {MAX_TEXT_LENGTH} characters.")
+        except TemplateError:
+            raise
+        except Exception as error:  # a template can raise whatever Python's operators raise
+            raise TemplateError(f"The chat template failed: {_told(error)}.") from error
         return "".join(pieces)
 
 

@@ -1,14 +1,20 @@
-"""The parts of an answer: what a model thinks before it speaks, and what it says.
+"""The parts of an answer: what a model thinks before it speaks, what it says, and which tools it calls.
 
-Two formats are in use. Most models put their thoughts between <think> and </think>. gpt-oss writes harmony:
-messages of several channels, each as <|channel|>NAME<|message|>TEXT<|end|>.
+Two formats are in use. Most models put their thoughts between <think> and </think>, and calls into what they
+say. gpt-oss writes harmony: messages of several channels, each as <|channel|>NAME<|message|>TEXT<|end|>.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
+
+from gguf_moe.text.call_formats import find_format
+from gguf_moe.text.overlap import overlap
+from gguf_moe.text.tool_calls import CallParser, NotACall, ToolCall, read_call, schemas_of
 
 
 class Kind(Enum):
@@ -17,7 +23,9 @@ class Kind(Enum):
     REASONING = "reasoning"
     ANSWER = "answer"
     COMMENTARY = "commentary"
-    """What harmony has beside the answer: calls of tools, and words about them."""
+    """What harmony has beside the answer: words about calls, and calls where nobody told of tools."""
+    CALL = "call"
+    """A call of a tool, whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,8 @@ class Segment:
 
     kind: Kind
     text: str
+    call: ToolCall | None = None
+    """Set if it is of the kind CALL; the text is then for people."""
 
 
 class Splitter(Protocol):
@@ -38,12 +48,15 @@ class Splitter(Protocol):
         """What was held back, at the end."""
 
 
-def splitter_for(template: str, prompt: str) -> Splitter:
-    """A splitter for the answer to a prompt that a chat template made."""
+def splitter_for(template: str, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> Splitter:
+    """A splitter for the answer to a prompt that a chat template made. tools: those it was told of."""
     if is_harmony(template):
-        return HarmonySplitter(in_header=not prompt.rstrip().endswith("<|message|>"))
+        in_header = not prompt.rstrip().endswith("<|message|>")
+        return HarmonySplitter(in_header=in_header, calls=bool(tools))
     opening, closing = think_tags(template) or _THINK_TAGS[0]
-    return ThinkSplitter(opening, closing, thinking=prompt.rstrip().endswith(opening))
+    splitter = ThinkSplitter(opening, closing, thinking=prompt.rstrip().endswith(opening))
+    form = find_format(template) if tools else None
+    return CallSplitter(splitter, CallParser(form, schemas_of(tools))) if form else splitter
 
 
 def is_harmony(template: str) -> bool:
@@ -113,14 +126,47 @@ class ThinkSplitter:
         return [Segment(self._state, text)]
 
 
+class CallSplitter:
+    """Takes the calls out of what another splitter gives as the answer."""
+
+    def __init__(self, splitter: Splitter, parser: CallParser):
+        self._splitter = splitter
+        self._parser = parser
+
+    def push(self, text: str) -> list[Segment]:
+        return self._read(self._splitter.push(text))
+
+    def flush(self) -> list[Segment]:
+        return [*self._read(self._splitter.flush()), *map(_part, self._parser.flush())]
+
+    def _read(self, segments: list[Segment]) -> list[Segment]:
+        found: list[Segment] = []
+        for segment in segments:
+            is_answer = segment.kind is Kind.ANSWER
+            found += map(_part, self._parser.push(segment.text)) if is_answer else [segment]
+        return found
+
+
+def _part(found: str | ToolCall) -> Segment:
+    if isinstance(found, str):
+        return Segment(Kind.ANSWER, found)
+    return Segment(Kind.CALL, f"{found.name}({found.arguments})", found)
+
+
 class HarmonySplitter:
-    """gpt-oss's format. `in_header`: the prompt ends before a message's header, as it usually does."""
+    """gpt-oss's format. `in_header`: the prompt ends before a message's header, as it usually does.
+
+    calls: messages to functions are calls.
+    """
 
     _ENDS = ("<|end|>", "<|start|>", "<|channel|>", "<|call|>", "<|return|>")
     _BODY = "<|message|>"
+    _RECIPIENT = re.compile(r"\bto=functions\.([\w.-]+)")
 
-    def __init__(self, *, in_header: bool = True):
+    def __init__(self, *, in_header: bool = True, calls: bool = False):
         self._kind = None if in_header else Kind.ANSWER
+        self._calls = calls
+        self._called = ""
         self._held = ""
         self._any_message = not in_header
 
@@ -133,7 +179,11 @@ class HarmonySplitter:
                 if not marker:
                     return found
                 self._kind, self._held, self._any_message = _kind_of(header), rest, True
+                recipient = self._RECIPIENT.search(header) if self._calls else None
+                self._called = recipient[1] if recipient else ""
             at, end = min(((self._held.find(m), m) for m in self._ENDS if m in self._held), default=(-1, ""))
+            if at < 0 and self._called:
+                return found
             if at < 0:
                 keep = max(overlap(self._held, marker) for marker in self._ENDS)
                 return found + self._take(len(self._held) - keep)
@@ -151,6 +201,11 @@ class HarmonySplitter:
 
     def _take(self, n: int) -> list[Segment]:
         text, self._held = self._held[:n], self._held[n:]
+        if self._kind and self._called:
+            try:
+                return [_part(read_call(self._called, text))]
+            except NotACall:
+                return [Segment(Kind.COMMENTARY, text)]
         return [Segment(self._kind, text)] if text and self._kind else []
 
 
@@ -160,9 +215,3 @@ def _kind_of(header: str) -> Kind:
     if not channel or channel[0].startswith("final"):
         return Kind.ANSWER
     return Kind.REASONING if channel[0].startswith("analysis") else Kind.COMMENTARY
-
-
-def overlap(text: str, marker: str) -> int:
-    """Length of the longest end of text that is a beginning of the marker, but not all of it."""
-    longest = min(len(text), len(marker) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(marker[:n])), 0)

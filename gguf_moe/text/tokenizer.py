@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -109,9 +109,12 @@ class Tokenizer:
             pieces[start] = pieces[start].removeprefix(b" ")
         return b"".join(pieces).decode(errors="replace")
 
-    def stream(self, *, special: bool = False) -> TokenStream:
-        """A decoder that takes one id at a time, for a text that continues another; keeps a leading space."""
-        return TokenStream(lambda token_id: self._piece(token_id, special))
+    def stream(self, *, shown: Collection[int] = ()) -> TokenStream:
+        """A decoder that takes one id at a time, for a text that continues another; keeps a leading space.
+
+        Control tokens are left out, but those of `shown` are not.
+        """
+        return TokenStream(lambda token_id: self._piece(token_id, token_id in shown))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, often only a part of a character. Raises OptionError for an unknown id."""

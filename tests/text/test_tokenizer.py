@@ -71,7 +71,7 @@ def test_control_tokens_are_shown_only_on_demand(tokenizer_of, bpe_values):
     assert tokenizer.decode(ids) == "a<|x|><tool>b"
     assert tokenizer.decode(ids, special=False) == "a<tool>b"
     assert tokenizer.stream().push(control) == ""
-    assert tokenizer.stream(special=True).push(control) == "<|x|>"
+    assert tokenizer.stream(shown={control}).push(control) == "<|x|>"
     assert tokenizer.token_bytes(unused) == b""
     assert tokenizer.is_control(control)
     assert not tokenizer.is_control(user_defined)
