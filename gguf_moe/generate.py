@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,16 +62,25 @@ class Generation:
         self._pieces = pieces
         self.result = result
         """What has been produced so far; complete when the iteration is over."""
+        self._error: Exception | None = None
 
     def __iter__(self) -> Iterator[Piece]:
         return self
 
     def __next__(self) -> Piece:
+        if self._error:
+            raise self._error
         return next(self._pieces)
 
     def close(self) -> None:
         """Stop generating."""
         self._pieces.close()
+
+    def end(self, error: Exception) -> None:
+        """Stop, if a piece is not being computed; who asks for more of an incomplete text gets the error."""
+        with suppress(ValueError):  # it runs at this moment
+            self._pieces.close()
+            self._error = error if self.result.finish_reason is None else None
 
 
 class Continuation:

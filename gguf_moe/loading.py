@@ -52,6 +52,7 @@ class Loaded:
     ):
         """Arguments and errors as for Model. What was opened is closed again if loading fails."""
         start = time.perf_counter()
+        gpu_placement.check_options(options.vram, options.policy)
         self.times = LoadTimes()
         self.checkpoint: Checkpoint = open_checkpoint(
             path, mmap=options.mmap, progress=stage_of(progress, "reading")

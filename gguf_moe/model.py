@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -64,6 +65,9 @@ class Model:
         self.prompts = Prompts(self.path, self.tokenizer, self.chat_template)
         self._continuations = Continuations(self.tokenizer, self.hparams.n_vocab, self.n_ctx)
         self._lock = threading.Lock()
+        self._user: int | None = None
+        """The thread that holds the lock."""
+        self._generations = weakref.WeakSet[Generation]()
         self._closed = False
 
     def __enter__(self) -> Model:
@@ -75,7 +79,16 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Join the threads and free the memory. Waits for a call in another thread; twice is fine."""
+        """Join the threads and free the memory; twice is fine.
+
+        A generation that this thread has left between two pieces ends; a call in another one is waited for.
+        Raises BusyError from inside a call, as in a progress function.
+        """
+        if self._user == threading.get_ident():
+            for generation in list(self._generations):
+                generation.end(BusyError(f"the model {self.path} was closed before the text was complete."))
+            if self._user == threading.get_ident():
+                raise BusyError("the model cannot be closed inside a call to it; close it afterwards.")
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -123,7 +136,9 @@ class Model:
         continuation = self.continuation(
             prompt, max_tokens=max_tokens, stop=stop, sampling=sampling, **options
         )
-        return Generation(self._pieces(continuation, progress, cancel), continuation.result)
+        generation = Generation(self._pieces(continuation, progress, cancel), continuation.result)
+        self._generations.add(generation)
+        return generation
 
     def continuation(self, prompt: Prompt, **options: Any) -> Continuation:
         """What `generate` runs, or a scheduler among others; options as Continuations.make takes them."""
@@ -236,6 +251,8 @@ class Model:
         try:
             if self._closed:
                 raise BusyError(f"the model {self.path} was closed; load it again.")
+            self._user = threading.get_ident()
             yield
         finally:
+            self._user = None
             self._lock.release()

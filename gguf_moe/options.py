@@ -27,7 +27,7 @@ class Options:
 
     n_ctx: positions of the KV cache; None takes what the file was trained for, or what fits into memory.
     threads: None takes the physical cores this process may use.
-    device: "auto" (a GPU if there is one that can run the model, else the CPU), "cpu" or "cuda:N".
+    device: "auto" (a GPU if there is one that can run the model, else the CPU), "cpu", "cuda" or "cuda:N".
     vram: GPU memory that may be used, as "12G", "8000M" or "0.5" (of all); None takes what is free.
     policy: which experts the GPU keeps, a key of gguf_moe.experts.cache.POLICIES.
     heat: a file that Model.save_heat wrote; the GPU begins with the experts that were hot then.
@@ -59,8 +59,8 @@ class Options:
         _check_count("parallel", self.parallel, 256)
         if self.kv_type not in (None, *KV_TYPES):
             raise OptionError(f"kv_type is {self.kv_type!r}, but must be one of {', '.join(KV_TYPES)}.")
-        if not re.fullmatch(r"auto|cpu|cuda:\d+", self.device):
-            raise OptionError(f"device is {self.device!r}, but must be auto, cpu or cuda:N.")
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", self.device):
+            raise OptionError(f"device is {self.device!r}, but must be auto, cpu, cuda or cuda:N.")
 
 
 def _check_count(name: str, value: int | None, maximum: int) -> None:

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -124,6 +125,12 @@ def test_verbose_tells_about_the_model(command):
         (generate(PROMPT, "--logit-bias", "five"), "'five' must be a token id"),
         (generate(PROMPT, "--logit-bias", "123456789-1"), "logit_bias has 123456789"),
         (generate(PROMPT, "--dry-base", "0"), "dry_base is 0"),
+        (generate(PROMPT, "--vram", "12Q"), "'12Q'"),
+        (generate(PROMPT, "--device", "cuda"), "the GPU cannot be used"),
+        (generate(PROMPT, "--heat", "heat"), "--heat is for a GPU"),
+        (("serve", "-m", "", "--port", "0"), "name of the model's file is empty"),
+        (("perplexity", "-m", FIXTURE, "-f", "absent.txt"), "absent.txt cannot be read (No such file"),
+        (("perplexity", "-m", FIXTURE, "-f", "/dev/zero"), "more than 64 MiB"),
         (("generate", "-m", "absent.gguf", "x"), "absent.gguf"),
         (("generate", "-m", ROOT, "x"), "directory"),
         (("generate", "-m", ROOT / "pyproject.toml", "x"), "not a GGUF file"),
@@ -153,6 +160,8 @@ def test_errors_are_one_sentence_and_exit_code_1(command, arguments, message):
         ("generate", "-m", FIXTURE, "a", "-n", "many"),
         ("bench", "-m", FIXTURE, "-p", "1,x"),
         ("bench", "-m", FIXTURE, "-t", "0"),
+        ("logits", "-m", FIXTURE, "-p", "a", "--out", "absent/logits.npy"),
+        ("generate", "-m", FIXTURE, "a", "--record-routing", "absent/routing"),
         ("fly",),
     ],
 )
@@ -160,6 +169,52 @@ def test_wrong_usage_is_exit_code_2(command, arguments):
     done = command(*arguments)
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [
+        (">/dev/full", 1, "Error: the output cannot be read or written (No space left on device).\n"),
+        ("| true; exit ${PIPESTATUS[0]}", 1, ""),
+        (">&-", 0, "prompt "),
+        ("2>&-", 0, ""),
+        ("2>/dev/full", 1, ""),
+    ],
+)
+def test_a_stream_that_takes_nothing_ends_without_a_traceback(kernel_cache, redirection, code, message):
+    words = map(str, (sys.executable, "-m", "gguf_moe", *generate(PROMPT)))
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join(words)} {redirection}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TIMEOUT,
+        env=environment(kernel_cache),
+    )
+    assert done.returncode == code
+    error = done.stderr.decode()
+    assert "Traceback" not in error
+    assert message in error
+
+
+def test_a_closed_stdin_is_empty(kernel_cache):
+    done = subprocess.run(
+        ["bash", "-c", shlex.join([sys.executable, "-m", "gguf_moe", "chat", "-m", str(FIXTURE)]) + " <&-"],
+        capture_output=True,
+        timeout=TIMEOUT,
+        env=environment(kernel_cache),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_what_the_locale_cannot_write_is_a_question_mark(command, kernel_cache):
+    ids = json.loads(command("tokenize", "-m", FIXTURE, "café 日本", "--json").stdout)["token_ids"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gguf_moe", "detokenize", "-m", FIXTURE, *map(str, ids)],
+        capture_output=True,
+        timeout=TIMEOUT,
+        env=environment(kernel_cache) | {"PYTHONIOENCODING": "latin-1"},
+    )
+    assert (done.returncode, done.stdout) == (0, b"caf\xe9 ??\n")
 
 
 def test_bytes_that_are_not_utf8_are_named(command):

@@ -162,6 +162,60 @@ def test_a_closed_model_says_so_and_its_threads_are_gone(kernel_cache):
         model.logits([5])
 
 
+def test_closing_ends_a_generation_between_two_pieces(kernel_cache):
+    with gguf_moe.load(FIXTURE, threads=1, cache_dir=kernel_cache) as model:
+        generation = model.generate(PROMPT, temperature=0)
+        whole = model.generate(PROMPT, max_tokens=0)
+        assert list(whole) == []
+        next(generation)
+    with pytest.raises(gguf_moe.BusyError, match="closed before the text was complete"):
+        next(generation)
+    assert list(whole) == []
+
+
+def test_a_model_is_not_closed_inside_a_call(kernel_cache):
+    with gguf_moe.load(FIXTURE, threads=1, cache_dir=kernel_cache) as model:
+        with pytest.raises(gguf_moe.BusyError, match="inside a call"):
+            list(model.generate(PROMPT, max_tokens=1, progress=lambda *_: model.close()))
+        assert model.logits([5]).shape[0] == 1
+
+
+def test_closing_waits_for_a_call_in_another_thread(kernel_cache):
+    model = gguf_moe.load(FIXTURE, threads=1, cache_dir=kernel_cache)
+    generation = model.generate(PROMPT, max_tokens=3, temperature=0)
+    began, goes_on, closed = threading.Event(), threading.Event(), threading.Event()
+    texts = []
+
+    def run():
+        texts.append(next(generation).text)
+        began.set()
+        goes_on.wait(30)
+        texts.extend(piece.text for piece in generation)
+        assert not closed.is_set()
+
+    def close():
+        model.close()
+        closed.set()
+
+    threads = [threading.Thread(target=run)]
+    threads[0].start()
+    assert began.wait(30)
+    threads.append(threading.Thread(target=close))
+    threads[1].start()
+    goes_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert closed.is_set()
+    assert generation.result.finish_reason == "length"
+
+
+def test_values_for_a_gpu_are_checked_without_one():
+    for options in ({"vram": "12Q"}, {"vram": ""}, {"policy": "LRU"}, {"device": "cuda:x"}):
+        (value,) = options.values()
+        with pytest.raises(gguf_moe.OptionError, match=repr(value)):
+            gguf_moe.load(FIXTURE, **options)
+
+
 def test_read_into_memory_gives_the_same_and_survives_the_file(model, kernel_cache, tmp_path):
     path = tmp_path / "copy.gguf"
     shutil.copy(FIXTURE, path)

@@ -23,7 +23,7 @@ from gguf_moe.runtime.bandwidth import KERNEL as BANDWIDTH_KERNEL
 from gguf_moe.runtime.bandwidth import BandwidthMeter
 from gguf_moe.runtime.context import Context
 from gguf_moe.runtime.gpu.device import Device
-from gguf_moe.runtime.gpu.placement import GpuBudget, open_device
+from gguf_moe.runtime.gpu.placement import GpuBudget, check_options, open_device
 from gguf_moe.runtime.gpu.usage import Usage
 from gguf_moe.runtime.ready import prepare_gpu, start_on_cpu, start_on_gpu
 from gguf_moe_kernels.cpu.library import KernelLibrary
@@ -47,6 +47,7 @@ class Bench:
         progress: Progress | None = None,
         routing: str | os.PathLike[str] | None = None,
     ):
+        check_options(options.vram, options.policy)
         self._options = options
         self._progress = progress or (lambda stage, done, total: None)
         self._checkpoint = open_checkpoint(path, mmap=options.mmap, progress=self._stage("reading"))

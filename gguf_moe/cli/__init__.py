@@ -6,9 +6,12 @@ Exit codes: 0 done, 1 an error of ours, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sys
+from typing import NoReturn
 
 import click
 
@@ -44,6 +47,7 @@ for command in (
 
 def main() -> None:
     """The entry point of the `gguf-moe` command."""
+    _open_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         cli.main(prog_name="gguf-moe", standalone_mode=False)
@@ -56,12 +60,33 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader has gone (`| head`): point stdout elsewhere, or the interpreter complains at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()  # the reader has gone (`| head`)
         sys.exit(1)
-    except (GGUFMoeError, OSError) as e:
-        click.echo(f"Error: {e}", err=True)
-        sys.exit(1)
+    except GGUFMoeError as e:
+        _fail(str(e))
+    except OSError as e:
+        _drop_stdout()  # it may be what cannot be written
+        _fail(f"{e.filename or 'the output'} cannot be read or written ({e.strerror or e}).")
     except MemoryError:
-        click.echo("Error: out of memory; use a smaller context (--ctx) or a smaller model.", err=True)
-        sys.exit(1)
+        _fail("out of memory; use a smaller context (--ctx) or a smaller model.")
+
+
+def _open_streams() -> None:
+    """What the caller closed is empty or thrown away; text that the locale cannot write becomes `?`."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _fail(message: str) -> NoReturn:
+    with contextlib.suppress(OSError):
+        click.echo(f"Error: {message}", err=True)
+    sys.exit(1)
+
+
+def _drop_stdout() -> None:
+    """Point stdout elsewhere, or the interpreter complains at exit about what it could not write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_moe.cli.common import ProgressLine, decode_utf8, load, model_option, runtime_options
+from gguf_moe.cli.common import ProgressLine, decode_utf8, load, model_option, read_file, runtime_options
 from gguf_moe.cli.constraint import constraint_options
 from gguf_moe.cli.sampling import sampling_options
 from gguf_moe.cli.summary import about, summary
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from gguf_moe.generate import Result
     from gguf_moe.sample import Sampling
 
-MAX_SAVED_BYTES = 64 << 20
 _QUOTES = '"""'
 
 HELP = """\
@@ -157,11 +156,9 @@ class Dialogue:
         _note(f"[{len(messages)} messages kept in {name}]")
 
     def _load(self, name: str) -> None:
-        path = _path(name, "/load")
-        if path.stat().st_size > MAX_SAVED_BYTES:
-            raise OptionError(f"{name} has more than {MAX_SAVED_BYTES >> 20} MiB; it is no conversation.")
+        text = read_file(_path(name, "/load"))
         try:
-            messages = json.loads(decode_utf8(path.read_bytes(), name))["messages"]
+            messages = json.loads(text)["messages"]
             if not isinstance(messages, list):
                 raise TypeError
         except (ValueError, TypeError, KeyError):

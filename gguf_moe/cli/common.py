@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gguf_moe.model import Model
 
 MAX_PROMPT_BYTES = 64 << 20
+"""Of a text that is read whole."""
 DEMO_MODEL = Path(__file__).parents[1] / "models" / "demo.gguf"
 """What a command runs that can do without -m."""
 
@@ -37,7 +39,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 pre_tokenizer_option = click.option(
     "--pre-tokenizer", metavar="NAME", help="Override the file's tokenizer.ggml.pre."
 )
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 vram_option = click.option(
     "--vram", metavar="SIZE", help="GPU memory to use: 12G, 8000M or 0.5.  [default: what is free]"
 )
@@ -57,6 +59,19 @@ cache_dir_option = click.option(
     envvar="GGUF_MOE_CACHE_DIR",
     help="Where compiled kernels are kept.  [env: GGUF_MOE_CACHE_DIR]",
 )
+
+
+class NewFile(click.Path):
+    """A file that a command writes at its end: that it can be made there is seen before the work."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path: Path = super().convert(value, param, ctx)  # type: ignore[assignment]
+        if not os.access(path.parent, os.W_OK) or not path.parent.is_dir():
+            self.fail(f"nothing can be written into the directory {str(path.parent)!r}.", param, ctx)
+        return path
 
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,14 +174,27 @@ def read_text(text: str | None) -> str:
     """A text argument; `-` reads stdin. Raises OptionError for too much, or for bytes that are not UTF-8."""
     if text != "-":
         return text or ""
-    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    return _checked_text(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin")
+
+
+def read_file(path: Path) -> str:
+    """The text of a file. Raises OptionError if it cannot be read, has too much, or is not UTF-8."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PROMPT_BYTES + 1)
+    except OSError as e:
+        raise OptionError(f"{path} cannot be read ({e.strerror}); check the path and its permissions.") from e
+    return _checked_text(data, str(path))
+
+
+def _checked_text(data: bytes, name: str) -> str:
     if len(data) > MAX_PROMPT_BYTES:
-        raise OptionError(f"stdin has more than {MAX_PROMPT_BYTES >> 20} MiB; give a shorter text.")
-    return decode_utf8(data, "stdin")
+        raise OptionError(f"{name} has more than {MAX_PROMPT_BYTES >> 20} MiB; give a shorter text.")
+    return decode_utf8(data, name)
 
 
 def decode_utf8(data: bytes, name: str) -> str:
-    """Bytes of a named source as text."""
+    """Bytes of a named source as text. Raises OptionError."""
     try:
         return data.decode()
     except UnicodeDecodeError as e:

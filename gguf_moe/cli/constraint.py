@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gguf_moe.cli.common import decode_utf8
+from gguf_moe.cli.common import read_file
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -34,7 +34,7 @@ def constraint_options(command: Callable[..., Any]) -> Callable[..., Any]:
             if constraint[name] is not None:
                 option = "--" + name.replace("_", "-")
                 raise click.UsageError(f"Give {option} or {option}-file, not both.")
-            constraint[name] = decode_utf8(path.read_bytes(), str(path))
+            constraint[name] = read_file(path)
         return command(constraint=constraint, **arguments)
 
     result: Callable[..., Any] = wrapped

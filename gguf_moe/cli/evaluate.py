@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from gguf_moe.cli.common import (
+    NewFile,
     ProgressLine,
-    decode_utf8,
     json_option,
     load,
     model_option,
     print_json,
+    read_file,
     read_text,
     runtime_options,
 )
@@ -29,7 +30,7 @@ def perplexity(path: str, text_file: Path, as_json: bool, runtime: dict[str, Any
     """Perplexity of a text by llama.cpp's method, in chunks of --ctx tokens (512 by default)."""
     from gguf_moe import evaluate
 
-    text = decode_utf8(text_file.read_bytes(), str(text_file))
+    text = read_file(text_file)
     runtime["n_ctx"] = runtime["n_ctx"] or 512
     progress = ProgressLine()
 
@@ -59,7 +60,7 @@ def perplexity(path: str, text_file: Path, as_json: bool, runtime: dict[str, Any
 @click.command()
 @model_option
 @click.option("-p", "--prompt", required=True, metavar="TEXT", help="Text; `-` reads stdin.")
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="A .npy file.")
+@click.option("--out", required=True, type=NewFile(), help="A .npy file.")
 @runtime_options
 def logits(path: str, prompt: str, out: Path, runtime: dict[str, Any]) -> None:
     """Write the logits after every token of a text: float32 [n_tokens, n_vocab]."""

@@ -9,6 +9,7 @@ import click
 
 from gguf_moe.cli.common import (
     DEMO_MODEL,
+    NewFile,
     ProgressLine,
     json_option,
     load,
@@ -22,6 +23,7 @@ from gguf_moe.cli.constraint import constraint_options
 from gguf_moe.cli.sampling import sampling_options
 from gguf_moe.cli.summary import about, planned, summary
 from gguf_moe.cli.usage import gpu_report, slots_line, usage_line
+from gguf_moe.errors import OptionError
 
 if TYPE_CHECKING:
     from gguf_moe.experts.routing import Recorder
@@ -42,13 +44,13 @@ if TYPE_CHECKING:
 @runtime_options
 @click.option(
     "--heat",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NewFile(),
     help="Which experts were hot: read at the start if it exists, written at the end.",
 )
 @click.option(
     "--record-routing",
     "routing_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NewFile(),
     help="Write which experts were chosen, for bench --routing.",
 )
 @json_option
@@ -80,6 +82,8 @@ def generate(
     progress = ProgressLine()
     runtime["heat"] = heat if heat and heat.exists() else None
     with load(path, runtime, progress) as model:
+        if heat and not model.gpu:
+            raise OptionError("--heat is for a GPU, and the model runs on the CPU; leave the option out.")
         if verbose:
             click.echo(about(model), err=True)
         question = [{"role": "user", "content": text}]

@@ -73,7 +73,8 @@ def serve(
     with _listen(host, port) as listener:
         address = listener.getsockname()[0]
         settings = Settings(_host_names(address, host, hosts), api_key, limit_s)
-        loaded = load(path or str(DEMO_MODEL), runtime | {"parallel": parallel}, ProgressLine())
+        path = str(DEMO_MODEL) if path is None else path
+        loaded = load(path, runtime | {"parallel": parallel}, ProgressLine())
         with loaded as model, Worker(model, n_waiting) as worker:
             app = create_app(worker, settings)
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S)

@@ -36,7 +36,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What a text must be. Raises OptionError if it is too large."""
+    """What a text must be. Raises OptionError if it is too large, or is not Unicode."""
 
     kind: Kind
     text: str
@@ -47,6 +47,8 @@ class Grammar:
             raise OptionError(
                 f"{name} has {len(self.text)} characters, but at most {MAX_LENGTH} are allowed; shorten it."
             )
+        if any("\ud800" <= character <= "\udfff" for character in self.text):
+            raise OptionError(f"{name} is not Unicode: it has half of a surrogate pair; write it in UTF-8.")
         product = math.prod(_multiples(self.text))
         if product > MAX_MULTIPLE:
             raise OptionError(

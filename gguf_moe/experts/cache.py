@@ -60,11 +60,11 @@ class Counts:
         return self.hits / max(1, self.hits + self.misses)
 
 
-def make_policy(name: str, n_layer: int, n_expert: int) -> Policy:
+def find_policy(name: str) -> type[Policy]:
     """A policy by its name. Raises OptionError for an unknown one."""
     if name not in POLICIES:
         raise OptionError(f"the cache policy is {name!r}, but must be one of {', '.join(POLICIES)}.")
-    return POLICIES[name](n_layer, n_expert)
+    return POLICIES[name]
 
 
 class Cache:
@@ -85,7 +85,7 @@ class Cache:
     ):
         self.n_layer = n_layer
         self.n_expert = n_expert
-        self.policy = make_policy(policy, n_layer, n_expert) if isinstance(policy, str) else policy
+        self.policy = find_policy(policy)(n_layer, n_expert) if isinstance(policy, str) else policy
         self.max_in_flight = max_in_flight
         self.counts = Counts()
         self._slots = self._checked(slots_per_layer)

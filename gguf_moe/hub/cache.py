@@ -16,6 +16,8 @@ def located(path: str | os.PathLike[str]) -> Path:
 
     Raises HubError if it is not there, OptionError for a name that is none.
     """
+    if not os.fspath(path):
+        raise OptionError("the name of the model's file is empty; give the path of a GGUF file.")
     return cached(parse_name(os.fspath(path))) if is_hub_name(path) else Path(path)
 
 

@@ -32,7 +32,7 @@ class Tokens(Protocol):
 def find_breakers(texts: Sequence[str], tokenizer: Tokens) -> Breakers:
     """The tokens in which the texts lie, and those in which one begins, with the tokens of the rest."""
     found: dict[int, set[tuple[int, ...]]] = {}
-    wanted = [text.encode()[:MAX_BREAKER_BYTES] for text in texts if text]
+    wanted = [text.encode(errors="surrogatepass")[:MAX_BREAKER_BYTES] for text in texts if text]
     for token in range(tokenizer.n_vocab):
         word = tokenizer.token_bytes(token)
         for breaker in wanted:

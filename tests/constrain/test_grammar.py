@@ -46,6 +46,7 @@ def test_free_text(options):
         ({"json_schema": "[1]"}, "must be an object"),
         ({"json_schema": {"const": {1}}}, "cannot be written as JSON"),
         ({"regex": 7}, "regex is '7', but must be a text"),
+        ({"regex": "caf\udce9"}, "regex is not Unicode"),
         ({"regex": "a" * (MAX_LENGTH + 1)}, f"at most {MAX_LENGTH}"),
         ({"response_format": {"type": "yaml"}}, "'yaml', but must be text, json_object or json_schema"),
         ({"response_format": "json"}, "'None', but must be"),

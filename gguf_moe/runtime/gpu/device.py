@@ -19,7 +19,7 @@ REGISTER_READ_ONLY = 8
 COPY_ANY = 4
 """cudaMemcpyDefault: the driver sees from the addresses where they are."""
 STEP_LIMIT_S = 60.0
-"""How long the GPU may take for a step, or after the crew has finished its part of one."""
+"""How long the GPU may take for a step, for an upload, or after the crew has finished its part of a step."""
 SPIN_S = 500e-6
 """How long a stream is looked at without a pause: a step's end is near, and a sleep would take longer."""
 POLL_S = 20e-6
@@ -92,15 +92,25 @@ def wait(device: Device, stream: Any, limit_s: float | None = None) -> None:
 
     Raises DeviceError after limit_s seconds, or STEP_LIMIT_S.
     """
+    wait_until(lambda: device.is_idle(stream), "a step", limit_s, SPIN_S)
+
+
+def wait_until(
+    is_done: Callable[[], bool], work: str, limit_s: float | None = None, spin_s: float = 0.0
+) -> None:
+    """Ask until it is done, for the first spin_s seconds without a pause. `work`: what the GPU is to do.
+
+    Raises DeviceError after limit_s seconds, or STEP_LIMIT_S.
+    """
     limit_s = STEP_LIMIT_S if limit_s is None else limit_s
     start = time.monotonic()
-    while not device.is_idle(stream):
+    while not is_done():
         waited = time.monotonic() - start
         if waited > limit_s:
             raise DeviceError(
-                f"the GPU has not finished a step within {limit_s:.0f} s; load the model again."
+                f"the GPU has not finished {work} within {limit_s:.0f} s; load the model again."
             )
-        if waited > SPIN_S:
+        if waited > spin_s:
             time.sleep(POLL_S)
 
 

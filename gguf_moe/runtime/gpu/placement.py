@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 from gguf_moe.arch.base import Arch
@@ -11,6 +12,7 @@ from gguf_moe.arch.weights import Weights
 from gguf_moe.checkpoint import Checkpoint
 from gguf_moe.errors import DeviceError, OutOfMemoryError, UnsupportedModelError
 from gguf_moe.experts.budget import default_context, free_budget, parse_vram, slots_per_layer
+from gguf_moe.experts.cache import find_policy
 from gguf_moe.graph.decoder import build_graph
 from gguf_moe.graph.task import Kind
 from gguf_moe.runtime.gpu.device import CudaDevice, Device
@@ -39,7 +41,7 @@ class GpuBudget:
         self._device = device
         self._free, total = device.memory()
         self._cuda = min(total - self._free, MOST_CUDA_BYTES)
-        self.nbytes = parse_vram(vram, total) if vram else free_budget(self._free) + self._cuda
+        self.nbytes = parse_vram(vram, total) if vram is not None else free_budget(self._free) + self._cuda
 
     @property
     def prompt_bytes(self) -> int:
@@ -57,20 +59,27 @@ class GpuBudget:
         return n_ctx or default_context(self.nbytes, cache_bytes(hparams, 1, kind), hparams.n_ctx_train)
 
 
+def check_options(vram: str | None, policy: str) -> None:
+    """Raise OptionError for values that no GPU takes, also where there is none."""
+    find_policy(policy)
+    if vram is not None:
+        parse_vram(vram, sys.maxsize)
+
+
 def open_device(
     name: str, arch: Arch, hparams: HParams, weights: Weights, kv_kind: Kind, cache: Path | None
 ) -> Device | None:
-    """The GPU of this name ("cuda:N"); for "auto" the first one, or None if it cannot run the model.
+    """The GPU of this name ("cuda:N", "cuda"); for "auto" the first one, or None if it cannot run the model.
 
     kv_kind: the type of the KV cache. `cache` is where compiled kernels are kept. Raises DeviceError or
-    UnsupportedModelError for "cuda:N".
+    UnsupportedModelError for a GPU that was asked for.
     """
     if name == "cpu":
         return None
     try:
         _check_types(weights)
         check_ops(build_graph(arch, hparams, weights, n_tokens=1, n_ctx=1, kv_kind=kv_kind))
-        return CudaDevice(0 if name == "auto" else int(name.removeprefix("cuda:")), cache)
+        return CudaDevice(int(name.partition(":")[2] or 0), cache)
     except (DeviceError, UnsupportedModelError) as e:
         if name != "auto":
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.experts.budget import SLOT_ALIGNMENT, slot_size
 from gguf_moe.experts.cache import MISSING, Cache, Upload
 from gguf_moe.experts.policies import Heat
-from gguf_moe.runtime.gpu.device import POLL_S, Device
+from gguf_moe.runtime.gpu.device import Device, wait_until
 from gguf_moe.runtime.gpu.memory import Area, DeviceWeights
 from gguf_moe.runtime.gpu.uploads import Copy, DirectUploads, StagedUploads, Uploads
 
@@ -136,11 +135,12 @@ class ExpertSlots:
             self._commit_returned()
 
     def settle(self) -> None:
-        """Wait until all that is under way has arrived. Between steps only."""
-        self.commit_arrived()
-        while self._arriving or self._returning:
-            time.sleep(POLL_S)
-            self.commit_arrived()
+        """Wait until all that is under way has arrived. Between steps only.
+
+        Raises DeviceError if nothing arrives for STEP_LIMIT_S.
+        """
+        while n := len(self._arriving) + len(self._returning):
+            wait_until(lambda n=n: self._has_fewer(n), "an upload")  # type: ignore[misc]
 
     def fill(self) -> None:
         """Put experts into all free slots, and wait for them. Between steps only."""
@@ -175,6 +175,11 @@ class ExpertSlots:
         start = self._end - self._lent
         ends = [*self._bases[1:], self._end]
         return [layer for layer, end in enumerate(ends) if end > start]
+
+    def _has_fewer(self, n: int) -> bool:
+        """Commit what has arrived; whether fewer than n uploads are under way then."""
+        self.commit_arrived()
+        return len(self._arriving) + len(self._returning) < n
 
     def _commit_returned(self) -> None:
         waiting = []

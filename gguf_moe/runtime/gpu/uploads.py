@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from gguf_moe.runtime.gpu.device import POLL_S, Device
+from gguf_moe.runtime.gpu.device import Device, wait_until
 
 PIECE_SIZE = 4 << 20
 N_PIECES = 4
@@ -113,8 +112,8 @@ class StagedUploads:
     def _send(self, target: int, source: int, nbytes: int) -> None:
         turn, self._turn = self._turn, (self._turn + 1) % N_PIECES
         sent = self._sent[turn]
-        while sent is not None and not self._device.is_done(sent) and not self._closing:
-            time.sleep(POLL_S)
+        if sent is not None:
+            wait_until(lambda: self._closing or self._device.is_done(sent), "an upload")
         piece = self._memory.ctypes.data + turn * PIECE_SIZE
         ctypes.memmove(piece, source, nbytes)
         self._device.copy(self._stream, target, piece, nbytes)

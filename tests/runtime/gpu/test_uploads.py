@@ -8,7 +8,7 @@ import pytest
 
 import gguf_moe
 from gguf_moe.errors import DeviceError
-from gguf_moe.runtime.gpu import placement, uploads
+from gguf_moe.runtime.gpu import device, placement, uploads
 from gguf_moe.runtime.gpu.uploads import Copy, StagedUploads
 from gguf_moe_kernels.quants import GGMLType
 
@@ -81,3 +81,29 @@ def test_a_gpu_that_is_lost_meanwhile(load, emulated_gpu, monkeypatch):
         slots.cache.resize([2] * 2)
         with pytest.raises(DeviceError, match="DevicesUnavailable"):
             slots.fill()
+
+
+@pytest.mark.parametrize("registers", [True, False])
+def test_an_upload_that_never_arrives_is_given_up(load, emulated_gpu, monkeypatch, registers):
+    emulated_gpu.registers = registers
+    with load() as model:
+        slots = model.gpu.slots
+        slots.cache.resize([1] * 2)
+        slots._tables[:] = 0
+        slots.cache.resize([2] * 2)
+        monkeypatch.setattr(device, "STEP_LIMIT_S", 0.2)
+        monkeypatch.setattr(emulated_gpu, "is_done", lambda event: False)
+        with pytest.raises(DeviceError, match="has not finished an upload within"):
+            slots.fill()
+
+
+def test_pinned_memory_that_never_gets_free_is_given_up(emulated_gpu, monkeypatch):
+    monkeypatch.setattr(uploads, "PIECE_SIZE", 1000)
+    monkeypatch.setattr(device, "STEP_LIMIT_S", 0.2)
+    monkeypatch.setattr(emulated_gpu, "is_done", lambda event: False)
+    data = np.zeros(1000 * (uploads.N_PIECES + 1), np.uint8)
+    staged, target = StagedUploads(emulated_gpu), emulated_gpu.pinned(data.nbytes)
+    mark = staged.start([Copy(target.ctypes.data, data.ctypes.data, data.nbytes)])
+    with pytest.raises(DeviceError, match="has not finished an upload within"):
+        device.wait_until(lambda: staged.is_done(mark), "the test", 10.0)
+    staged.close()
