@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -75,7 +76,7 @@ def chat(
         conversation = Conversation(model, system, variables)
         conversation.check()
         if interactive:
-            click.echo(about(model), err=True)
+            click.echo(click.wrap_text(about(model), shutil.get_terminal_size().columns), err=True)
             click.echo("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.\n", err=True)
         options = {"max_tokens": max_tokens, "stop": stop, "sampling": sampling, "progress": progress}
         Dialogue(conversation, Screen(reasoning), progress, options | constraint).run(interactive)
