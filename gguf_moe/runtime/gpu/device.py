@@ -18,6 +18,8 @@ REGISTER_READ_ONLY = 8
 """cudaHostRegisterReadOnly: what a map of a file that can't be written needs."""
 COPY_ANY = 4
 """cudaMemcpyDefault: the driver sees from the addresses where they are."""
+NOT_READY = 600
+"""cudaErrorNotReady: what was asked about goes on."""
 STEP_LIMIT_S = 60.0
 """How long the GPU may take for a step, for an upload, or after the crew has finished its part of a step."""
 SPIN_S = 500e-6
@@ -226,11 +228,18 @@ class CudaDevice:
 
     def is_done(self, event: Any) -> bool:
         with self._use():
-            return event.done
+            return self._has_finished(self._runtime.eventQuery(event.ptr))
 
     def is_idle(self, stream: Any) -> bool:
         with self._use():
-            return stream.done
+            return self._has_finished(self._runtime.streamQuery(stream.ptr))
+
+    def _has_finished(self, status: int) -> bool:
+        """CuPy's `done` would take a failure for work that goes on."""
+        if status == NOT_READY:
+            return False
+        self._runtime.check_status(status)
+        return True
 
     def close(self) -> None:
         for address in list(self._registered):

@@ -67,33 +67,53 @@ def _norm_quantize(launches: Sequence[Launch]) -> Fused | None:
 
 
 def _rope_store(launches: Sequence[Launch]) -> Fused | None:
-    """Norms of the heads of q and k, if there are some, their rope, and k and v into the cache."""
-    n_norms = 2 if launches[0].kernel == "elementwise.rms_norm" else 0
-    norms, others = launches[:n_norms], launches[n_norms : n_norms + 4]
-    kernels = [launch.kernel for launch in others]
-    if len(kernels) < 4 or not kernels[2].startswith("elementwise.kv_store_"):
+    """Queries, then keys: norms of the heads, if there are some, and rope; then k and v into the cache."""
+    heads, count = [], 0
+    for _ in range(2):
+        if (head := _normed_rope(launches[count:])) is None:
+            return None
+        heads.append(head)
+        count += sum(launch is not None for launch in head)
+    stores = launches[count : count + 2]
+    kernels = {launch.kernel for launch in stores}
+    if len(stores) < 2 or len(kernels) > 1 or not stores[0].kernel.startswith("elementwise.kv_store_"):
         return None
-    if kernels != ["elementwise.rope"] * 2 + [kernels[2]] * 2:
-        return None
-    q, k, store_k, store_v = (launch.arguments for launch in others)
+    (_, q_rope), (_, k_rope) = heads
+    q, k, store_k, store_v = (launch.arguments for launch in (q_rope, k_rope, *stores))
     if store_k["x"] != k["x"] or q["n_embd_head"] > SHORT:
         return None
     shared = ("cos", "sin", "n_rot", "pair_stride", "n_embd_head", "rows")
     if any(q[name] != k[name] for name in shared) or store_k["n"] != k["n_head"] * k["n_embd_head"]:
         return None
-    arguments = _struct_of(structs.ROPE_STORE, others[0])
+    arguments = _struct_of(structs.ROPE_STORE, q_rope)
     arguments["q"], arguments["k"], arguments["v"] = q["x"], k["x"], store_v["x"]
     arguments["n_head_kv"], arguments["n_v"] = k["n_head"], store_v["n"]
     arguments["cache_k"], arguments["cache_v"] = store_k["cache"], store_v["cache"]
     arguments["n_past"] = store_k["n_past"]
-    for norm, name, x in zip(norms, ("q_norm", "k_norm"), (q, k), strict=False):
+    norms = {
+        name: head[0].arguments for name, head in zip(("q_norm", "k_norm"), heads, strict=True) if head[0]
+    }
+    if len({a["eps"].item() for a in norms.values()}) > 1:
+        return None
+    for name, norm in norms.items():
+        arguments[name], arguments["eps"] = norm["weight"], norm["eps"]
+    kernel = stores[0].kernel.replace("elementwise.kv_store", "fused.rope_store")
+    return Fused(count + 2, kernel, arguments)
+
+
+def _normed_rope(launches: Sequence[Launch]) -> tuple[Launch | None, Launch] | None:
+    """The norm of the heads, if there is one, and rope, in place; at the beginning of the launches."""
+    norm = launches[0] if launches and launches[0].kernel == "elementwise.rms_norm" else None
+    behind = launches[norm is not None :]
+    if not behind or behind[0].kernel != "elementwise.rope":
+        return None
+    rope = behind[0].arguments
+    if norm:
         a = norm.arguments
-        if norm.kernel != "elementwise.rms_norm" or not a["weight"] or a["bias"]:
+        is_simple = a["weight"] and not a["bias"] and a["n"] == rope["n_embd_head"]
+        if not is_simple or not a["x"] == a["out"] == rope["x"]:
             return None
-        if not a["x"] == a["out"] == x["x"] or a["n"] != x["n_embd_head"]:
-            return None
-        arguments[name], arguments["eps"] = a["weight"], a["eps"]
-    return Fused(n_norms + 4, kernels[2].replace("elementwise.kv_store", "fused.rope_store"), arguments)
+    return norm, behind[0]
 
 
 def _matmul_3(launches: Sequence[Launch]) -> Fused | None:

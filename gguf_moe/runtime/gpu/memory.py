@@ -29,9 +29,10 @@ class Layout:
 
 
 class Area:
-    """A part of device memory, handed out from its beginning to its end."""
+    """A part of device memory, handed out from its beginning, which is aligned, to its end."""
 
     def __init__(self, address: int, nbytes: int):
+        assert address % ALIGNMENT == 0, "kernels read 16 bytes at a time"
         self._layout = Layout()
         self._address = address
         self._nbytes = nbytes

@@ -15,6 +15,7 @@ from gguf_moe.errors import DeviceError
 from gguf_moe.graph.task import Kind
 from gguf_moe.runtime.context import Context
 from gguf_moe.runtime.gpu.device import CudaDevice
+from gguf_moe.runtime.gpu.placement import register_file
 
 TESTS = Path(__file__).parent.parent.parent
 
@@ -85,6 +86,8 @@ def hybrid_context(library, make_device):
         )
         n_layer = sum(block.experts is not None for block in weights.blk)
         device = make_device()
+        if rates:
+            register_file(device, checkpoint)
         runner = context.prepare_gpu(device, n_threads, policy, prompt_bytes, rates)
         # A step that compiled would look like one that stands still.
         device.prepare(runner.kernels, None)

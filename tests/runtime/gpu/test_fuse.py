@@ -70,3 +70,21 @@ def test_what_does_not_belong_together_stays_apart():
         launch("activation.quantize_q8_k", structs.QUANTIZE, x=64, out=128),
     ]
     assert fuse(launches, 1) == launches
+
+
+@pytest.mark.parametrize("norms", [(), (100,), (100, 200)])
+def test_rope_and_the_cache_are_one_launch_with_and_without_norms_of_heads(norms):
+    launches = []
+    for x, n_head in ((100, 8), (200, 2)):
+        if x in norms:
+            norm = dict(x=x, out=x, n=64, n_head=n_head, weight=x + 1, eps=1e-6)
+            launches.append(launch("elementwise.rms_norm", structs.RMS_NORM, **norm))
+        rope = dict(x=x, n_head=n_head, n_embd_head=64, n_rot=64)
+        launches.append(launch("elementwise.rope", structs.ROPE, **rope))
+    for x, cache in ((200, 1), (300, 2)):
+        launches.append(launch("elementwise.kv_store_f16", structs.KV_STORE, x=x, n=128, cache=cache))
+    (fused,) = fuse(launches, 1)
+    assert fused.kernel == "fused.rope_store_f16"
+    a = fused.arguments
+    assert (a["q"], a["k"], a["v"]) == (100, 200, 300)
+    assert (a["q_norm"], a["k_norm"]) == (101 if 100 in norms else 0, 201 if 200 in norms else 0)

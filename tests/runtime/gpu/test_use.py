@@ -144,7 +144,7 @@ def test_generate_tells_and_writes_all_of_it(with_gpu, moe_file, tmp_path, kerne
 
 def test_bench_has_a_line_for_the_gpu(with_gpu, moe_file, kernel_cache):
     arguments = ["bench", "-m", moe_file, "-p", "4", "-n", "2", "-r", "1", "-t", "1", "--device", "cuda:0"]
-    arguments += ["--vram", "500M", "--cache-dir", kernel_cache]
+    arguments += ["--vram", "0.5", "--cache-dir", kernel_cache]
     done = CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
     lines = done.stdout.splitlines()
     assert len(lines) == 5
