@@ -1,4 +1,4 @@
-"""The integer sums of one block of 256 weights with one token's activations."""
+"""The integer sums of two blocks of 256 weights with one token's activations."""
 
 from __future__ import annotations
 
@@ -8,60 +8,77 @@ from typing import Any
 from numba import njit
 
 from gguf_moe_kernels.cpu.block import SCALES, Layout
-from gguf_moe_kernels.cpu.lanes import splat_i32
-from gguf_moe_kernels.cpu.memory import I16, I32, load_u32
-from gguf_moe_kernels.cpu.simd import dot_pairs, make_spread
+from gguf_moe_kernels.cpu.lanes import fold_two, splat_i64
+from gguf_moe_kernels.cpu.memory import I16, I32, load_i64
+from gguf_moe_kernels.cpu.simd import dot_pairs, make_spread, pack_fours
 from gguf_moe_kernels.cpu.vector import zero_i32x16
 
 
-def make_one_block(quants: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """one_block(w, header, lane, x0, x1, x2, x3): integer sums of a block, spread over all lanes.
+def make_two_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    """two_blocks(w, v, header, lane, x0, x1, x2, x3, y0, y1, y2, y3): integer sums of the blocks at w and v.
 
-    x0 to x3 are its activations, 64 each; the block's scales stand in `lane` of the header.
+    In each four lanes of the result the first two add up to a part of w's sum, the others to one of v's.
+    x0 to x3 are the activations for w, 64 each, y0 to y3 those for v; the scales of w stand in `lane` of the
+    header, an even one, those of v in the next.
     """
     prepared, dot = layout.prepare(quants), layout.dot
-    add_scaled, block_scales = make_add_scaled(layout)
+    scaled, scales_of_two = make_scaled(layout), make_scales_of_two(layout)
 
     @njit
-    def one_block(w, header, lane, x0, x1, x2, x3):
+    def two_blocks(w, v, header, lane, x0, x1, x2, x3, y0, y1, y2, y3):
         zero = zero_i32x16()
-        total = add_scaled(zero, dot(zero, prepared(w, 0), x0), block_scales(header, lane, 0))
-        total = add_scaled(total, dot(zero, prepared(w, 1), x1), block_scales(header, lane, 1))
-        total = add_scaled(total, dot(zero, prepared(w, 2), x2), block_scales(header, lane, 2))
-        return add_scaled(total, dot(zero, prepared(w, 3), x3), block_scales(header, lane, 3))
+        a, b = dot(zero, prepared(w, 0), x0), dot(zero, prepared(v, 0), y0)
+        total = scaled(zero, a, b, scales_of_two(header, lane, 0))
+        a, b = dot(zero, prepared(w, 1), x1), dot(zero, prepared(v, 1), y1)
+        total = scaled(total, a, b, scales_of_two(header, lane, 1))
+        a, b = dot(zero, prepared(w, 2), x2), dot(zero, prepared(v, 2), y2)
+        total = scaled(total, a, b, scales_of_two(header, lane, 2))
+        a, b = dot(zero, prepared(w, 3), x3), dot(zero, prepared(v, 3), y3)
+        return scaled(total, a, b, scales_of_two(header, lane, 3))
 
-    return one_block
+    return two_blocks
 
 
-def make_add_scaled(layout: Layout) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """add_scaled(total, part, scales), and block_scales(header, lane, k).
+def make_scaled(layout: Layout) -> Callable[..., Any]:
+    """scaled(total, a, b, scales): total plus a and b times their scales; in each lane of a and b is a sum of
+    4 products, of 64 weights of one block each.
 
-    `scales` are those of the 64 weights number k of one block, for each of the 16 sums of 4 products that
-    `part` has of them.
-
-    Sums of 4 products stay below 2^15, so that an int16 product does, except where weights have 8 bits.
+    Sums of 4 products stay below 2^15, so that those of both blocks go into one vector of int16, except where
+    weights have 8 bits.
     """
-    group, is_wide = layout.group, layout.is_signed
-    form: tuple[int | None, ...]
-    if is_wide:
-        form, shift, element = (None, None, None, 0), 24, I32
-    elif layout.has_signed_scales:
-        form, shift, element = (None, 0, None, None), 8, I16
-    else:
-        form, shift, element = (0, None, None, None), 0, I32
-    per_k = 64 // group  # groups in 64 weights
-    places = [p if p is None else lane * per_k // 16 for lane in range(16) for p in form]
-    spread = make_spread(places, shift, element)
+    is_wide = layout.is_signed
 
     @njit
-    def block_scales(header, lane, k):
-        scales = load_u32(header, SCALES + per_k * k // 4 * 64 + 4 * lane) >> (8 * (per_k * k % 4))
-        return spread(splat_i32(scales))
-
-    @njit
-    def add_scaled(total, part, scales):
+    def scaled(total, a, b, scales):
         if is_wide:
-            return total + part * scales
-        return dot_pairs(total, part, scales)
+            return total + fold_two(a, b) * scales
+        return dot_pairs(total, pack_fours(a, b), scales)
 
-    return add_scaled, block_scales
+    return scaled
+
+
+def make_scales_of_two(layout: Layout) -> Callable[..., Any]:
+    """scales_of_two(header, lane, k): the scales of the 64 weights number k of two blocks, where `scaled`
+    needs them: int16 of each lane's pair, or int32 where weights have 8 bits."""
+    is_wide, is_signed, per_k = layout.is_signed, layout.has_signed_scales, 64 // layout.group
+    element, size = (I32, 4) if is_wide else (I16, 2)
+    is_high = is_wide or is_signed  # the byte comes to the element's top, and down again with its sign
+
+    def places(first: int) -> list[int | None]:
+        """Of each element the scale's byte; `first` is that of the first group."""
+        bytes_: list[int | None] = []
+        for lane in range(16):
+            place = lane % 4 // 2 * 4 + first + lane // 4 * per_k // 4
+            of_element = [None] * (size - 1) + [place] if is_high else [place] + [None] * (size - 1)
+            bytes_ += of_element * (4 // size)
+        return bytes_
+
+    shift = 8 * (size - 1) if is_high else 0
+    even, odd = (make_spread(places(per_k * k % 4), shift, element) for k in (0, 1))
+
+    @njit
+    def scales_of_two(header, lane, k):
+        scales = splat_i64(load_i64(header, SCALES + per_k * k // 4 * 64 + 4 * lane))
+        return odd(scales) if k % 2 else even(scales)
+
+    return scales_of_two

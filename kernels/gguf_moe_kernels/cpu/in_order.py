@@ -13,7 +13,7 @@ from typing import Any
 from numba import njit
 
 from gguf_moe_kernels.cpu.block import DMIN, D, Layout, stack_header
-from gguf_moe_kernels.cpu.block_sums import make_one_block
+from gguf_moe_kernels.cpu.block_sums import make_two_blocks
 from gguf_moe_kernels.cpu.lanes import (
     load_quarters_f32,
     load_quarters_i32,
@@ -22,10 +22,10 @@ from gguf_moe_kernels.cpu.lanes import (
     quarter_2,
     quarter_3,
     sum_four_floats,
-    sum_fours,
     sum_quarters,
+    sum_twos,
 )
-from gguf_moe_kernels.cpu.memory import LINE, keep_order, make_stack, prefetch, store_f32, store_i64
+from gguf_moe_kernels.cpu.memory import LINE, keep_order, make_stack, opaque, prefetch, store_f32, store_i64
 from gguf_moe_kernels.cpu.simd import dot_pairs
 from gguf_moe_kernels.cpu.vector import (
     fma_floats,
@@ -52,7 +52,7 @@ def make_rows_in_order(
     n_rows is a multiple of 4.
     """
     type_size, offset, has_minimum = layout.type_size, layout.whole_offset, layout.has_minimum
-    pair, one_block, stack_places = layout.make_pair(), make_one_block(quants, layout), make_stack(32)
+    pair, two_blocks, stack_places = layout.make_pair(), make_two_blocks(quants, layout), make_stack(32)
     step_lines = -(-16 * type_size // LINE)
 
     @njit
@@ -63,19 +63,18 @@ def make_rows_in_order(
         keep_order()
 
     @njit
-    def whole_block(w, header, lane, q, next_):
+    def sums_of_two(w, header, lane, q, next_):
         ask_for_share(next_, lane)
+        ask_for_share(next_, lane + 1)
         x0, x1, x2, x3 = load_i8x64(q, 0), load_i8x64(q, 64), load_i8x64(q, 128), load_i8x64(q, 192)
-        return one_block(w, header, lane, x0, x1, x2, x3)
+        y0, y1, y2, y3 = load_i8x64(q, 256), load_i8x64(q, 320), load_i8x64(q, 384), load_i8x64(q, 448)
+        return two_blocks(w, w + type_size, header, lane, x0, x1, x2, x3, y0, y1, y2, y3)
 
     @njit
     def sums_of_four(w, header, lane, q, next_):
         """Integer sums of four blocks, spread over the quarters."""
-        a = whole_block(w, header, lane, q, next_)
-        b = whole_block(w + type_size, header, lane + 1, q + 256, next_)
-        c = whole_block(w + 2 * type_size, header, lane + 2, q + 512, next_)
-        d = whole_block(w + 3 * type_size, header, lane + 3, q + 768, next_)
-        return sum_fours(a, b, c, d)
+        a = sums_of_two(w, header, lane, q, next_)
+        return sum_twos(a, sums_of_two(w + 2 * type_size, header, lane + 2, q + 512, next_))
 
     @njit
     def integer_sums(w, header, x, a, b, c, d, next_):
@@ -114,7 +113,7 @@ def make_rows_in_order(
 
     @njit
     def rows_in_order(w, n_rows, fours, x, out):
-        header, places = stack_header(), stack_places()
+        header, places = opaque(stack_header()), stack_places()
         scales = x + FOUR_X * fours
         sums = scales + FOUR_D * fours
         acc, a = zero_f32x4(), 0
@@ -125,6 +124,7 @@ def make_rows_in_order(
             for i in range(4):
                 store_i64(places, 8 * i, w + 4 * i * type_size)
             unpack_header(places, type_size, header)
+            keep_order()  # so that scales are broadcast by loads
             total = integer_sums(w, header, x, a, b, c, d, w + AHEAD)
             corrections = zero_i32x16()
             if offset or has_minimum:

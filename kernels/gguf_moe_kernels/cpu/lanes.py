@@ -17,23 +17,44 @@ from gguf_moe_kernels.cpu.simd import join_all
 from gguf_moe_kernels.cpu.vector import Vector, f32x4, f32x16, i32x16, i32x64, pick, splat
 
 
+def _add_of_fours(
+    builder: ir.IRBuilder, v: ir.Value, w: ir.Value, first: list[int], second: list[int]
+) -> ir.Value:
+    """Of each four lanes of v and w the lanes `first` plus the lanes `second`; 16 and up are w's."""
+    both = (pick(builder, v, [i + j for i in range(0, 16, 4) for j in lanes], w) for lanes in (first, second))
+    return builder.add(*both)
+
+
 @intrinsic
 def sum_fours(typingctx, a, b, c, d):
     """Lane 4i + j of the result: the sum of lanes 4i .. 4i + 3 of the j-th vector."""
 
     def codegen(context, builder, sig, args):
         a, b, c, d = args
-        fours = range(0, 16, 4)
-
-        def add(v: ir.Value, w: ir.Value, first: list[int], second: list[int]) -> ir.Value:
-            # Of each four lanes of v and w the lanes `first`, and the lanes `second`; 16 and up are w's.
-            both = (pick(builder, v, [i + j for i in fours for j in lanes], w) for lanes in (first, second))
-            return builder.add(*both)
-
-        ab, cd = (add(v, w, [0, 16, 1, 17], [2, 18, 3, 19]) for v, w in ((a, b), (c, d)))
-        return add(ab, cd, [0, 1, 16, 17], [2, 3, 18, 19])
+        ab, cd = (_add_of_fours(builder, *two, [0, 16, 1, 17], [2, 18, 3, 19]) for two in ((a, b), (c, d)))
+        return _add_of_fours(builder, ab, cd, [0, 1, 16, 17], [2, 3, 18, 19])
 
     return i32x16(i32x16, i32x16, i32x16, i32x16), codegen
+
+
+@intrinsic
+def fold_two(typingctx, a, b):
+    """In each four lanes of the result a's lanes 0 + 2 and 1 + 3, then those of b."""
+
+    def codegen(context, builder, sig, args):
+        return _add_of_fours(builder, *args, [0, 1, 16, 17], [2, 3, 18, 19])
+
+    return i32x16(i32x16, i32x16), codegen
+
+
+@intrinsic
+def sum_twos(typingctx, a, b):
+    """In each four lanes of the result a's lanes 0 + 1 and 2 + 3, then those of b."""
+
+    def codegen(context, builder, sig, args):
+        return _add_of_fours(builder, *args, [0, 2, 16, 18], [1, 3, 17, 19])
+
+    return i32x16(i32x16, i32x16), codegen
 
 
 def _add_quarters(builder: ir.IRBuilder, v: ir.Value, w: ir.Value) -> ir.Value:
@@ -165,6 +186,16 @@ def splat_i32(typingctx, value):
 
     def codegen(context, builder, sig, args):
         return splat(builder, builder.trunc(args[0], I32), 16)
+
+    return i32x16(types.int64), codegen
+
+
+@intrinsic
+def splat_i64(typingctx, value):
+    """An int64 in all pairs of lanes of an i32x16."""
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(splat(builder, args[0], 8), i32x16.llvm)
 
     return i32x16(types.int64), codegen
 

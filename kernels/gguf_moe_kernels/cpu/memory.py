@@ -224,6 +224,17 @@ def prefetch(typingctx, base, offset):
 
 
 @intrinsic
+def opaque(typingctx, address):
+    """The same address, unknown to the compiler: behind `keep_order` what was stored there is loaded again."""
+
+    def codegen(context, builder, signature, args):
+        c_type = ir.FunctionType(I64, [I64])
+        return builder.asm(c_type, "", "=r,0", args, side_effect=False)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
 def keep_order(typingctx):
     """No access to memory moves across this when the code is compiled; the processor does nothing."""
 

@@ -1,11 +1,11 @@
 """One row of activations with many rows of a quantized weight: where decoding spends its time.
 
-Where it pays (Layout.in_order) rows of whole fours of blocks pass one after the other: in_order.py. Others
-pass four side by side, one from each quarter of the rows, so that memory is read as four streams; each from
-front to back, four blocks at a time. The 16 blocks of a step (lane 4i + j: block i of row j) share their
-header, and end as 16 sums: the four partial sums of each row (dot.py: block index mod 4) for four rows. What
-comes next in each stream is asked for ahead of time; left to itself the processor waits for memory most of
-the time.
+Where it pays (Layout.in_order, but on Zen 4) rows of whole fours of blocks pass one after the other:
+in_order.py. Others pass four side by side, one from each quarter of the rows, so that memory is read as four
+streams; each from front to back, four blocks at a time. The 16 blocks of a step (lane 4i + j: block i of row
+j) share their header, and end as 16 sums: the four partial sums of each row (dot.py: block index mod 4) for
+four rows. What comes next in each stream is asked for ahead of time; left to itself the processor waits for
+memory most of the time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from numba import njit
 
 from gguf_moe_kernels.cpu.block import DMIN, D, Layout, stack_header
-from gguf_moe_kernels.cpu.block_sums import make_one_block
+from gguf_moe_kernels.cpu.block_sums import make_two_blocks
 from gguf_moe_kernels.cpu.in_order import make_rows_in_order
 from gguf_moe_kernels.cpu.lanes import (
     add_quarters,
@@ -29,17 +29,21 @@ from gguf_moe_kernels.cpu.lanes import (
     sum_fours,
     sum_halves,
     sum_quarters,
+    sum_twos,
 )
 from gguf_moe_kernels.cpu.memory import (
     ask_for,
     copy_bytes,
     fill_zero,
+    keep_order,
     load_f32,
     make_stack,
+    opaque,
     store_f32,
     store_i64,
 )
 from gguf_moe_kernels.cpu.simd import dot_pairs
+from gguf_moe_kernels.cpu.target import Target
 from gguf_moe_kernels.cpu.vector import (
     as_bytes,
     fma_floats,
@@ -53,7 +57,9 @@ from gguf_moe_kernels.cpu.vector import (
     zero_i32x16,
 )
 
-AHEAD = 2048
+IS_ZEN4 = Target.numba().cpu == "znver4"
+"""This core wants to be asked later, and gains from four streams with every type (BENCHMARKS.md)."""
+AHEAD = 1024 if IS_ZEN4 else 2048
 """Bytes between what is read in a stream and what is asked for there."""
 
 
@@ -63,7 +69,7 @@ def make_one_token(
     """one_token(w, row_size, n_rows, n_in, x, out): out float32 [n_rows] = n_rows rows of weights times x."""
     type_size, block_size = layout.type_size, layout.block_size
     four_size, sums_size = 4 * type_size, 128 if layout.is_large else 16
-    in_order, add_blocks = layout.in_order, make_add_blocks(quants, layout)
+    in_order, add_blocks = layout.in_order and not IS_ZEN4, make_add_blocks(quants, layout)
     rows_in_order = make_rows_in_order(quants, unpack_header, layout) if in_order else None
     header_place = layout.make_header_place()
     stack_places, stack_tails, stack_sums = make_stack(32), make_stack(4 * four_size), make_stack(16)
@@ -91,6 +97,7 @@ def make_one_token(
             for m in range(4):
                 store_i64(places, 8 * m, header_place(at, m))
             unpack_header(places, step, header)
+            keep_order()  # so that scales are broadcast by loads
             q, next_ = x + 4 * i * block_size, w + ahead + i * four_size
             new = add_blocks(acc, at, step, header, q, d + 16 * i, sums + i * sums_size, next_, stride)
             acc = keep_first(left, new, acc)
@@ -98,7 +105,7 @@ def make_one_token(
 
     @njit
     def one_token(w, row_size, n_rows, n_in, x, out):
-        header, sums = stack_header(), stack_sums()
+        header, sums = opaque(stack_header()), stack_sums()
         n_blocks, quarter = n_in // block_size, n_rows // 4
         apart = quarter * row_size
         if in_order and n_blocks % 4 == 0:
@@ -127,21 +134,20 @@ def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[...,
     """
     type_size, offset, has_minimum = layout.type_size, layout.whole_offset, layout.has_minimum
     prepared, dot, pair = layout.prepare(quants), layout.dot, layout.make_pair()
-    one_block = make_one_block(quants, layout)
+    two_blocks = make_two_blocks(quants, layout)
 
     @njit
     def block_of_rows(w, stride, header, lane, q, next_, apart):
         """Integer sums of the same block of four rows, spread over the quarters."""
         x0, x1, x2, x3 = load_i8x64(q, 0), load_i8x64(q, 64), load_i8x64(q, 128), load_i8x64(q, 192)
         ask_for(next_, type_size)
-        a = one_block(w, header, lane, x0, x1, x2, x3)
         ask_for(next_ + apart, type_size)
-        b = one_block(w + stride, header, lane + 1, x0, x1, x2, x3)
+        a = two_blocks(w, w + stride, header, lane, x0, x1, x2, x3, x0, x1, x2, x3)
         ask_for(next_ + 2 * apart, type_size)
-        c = one_block(w + 2 * stride, header, lane + 2, x0, x1, x2, x3)
         ask_for(next_ + 3 * apart, type_size)
-        d = one_block(w + 3 * stride, header, lane + 3, x0, x1, x2, x3)
-        return sum_fours(a, b, c, d)
+        w += 2 * stride
+        b = two_blocks(w, w + stride, header, lane + 2, x0, x1, x2, x3, x0, x1, x2, x3)
+        return sum_twos(a, b)
 
     @njit
     def add_large(acc, w, stride, header, q, d, sums, next_, apart):

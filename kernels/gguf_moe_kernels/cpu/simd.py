@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from gguf_moe_kernels.cpu.memory import I8, I16
 from gguf_moe_kernels.cpu.target import Target
-from gguf_moe_kernels.cpu.vector import call, i8x32, i8x64, i32x16, pick
+from gguf_moe_kernels.cpu.vector import call, i8x32, i8x64, i16x32, i32x16, pick
 
 
 class Tier(enum.Enum):
@@ -172,6 +172,27 @@ def dot_pairs(typingctx, acc, a, b):
 
 
 @intrinsic
+def pack_fours(typingctx, a, b):
+    """In each four lanes of the result a's four lanes as int16, then b's. They must fit."""
+
+    def codegen(context, builder, sig, args):
+        if TIER is Tier.PORTABLE:
+            halves = (builder.bitcast(v, i16x32.llvm) for v in args)
+            lanes = [i + j for i in range(0, 32, 8) for j in (0, 2, 4, 6, 32, 34, 36, 38)]
+            a, b = halves
+            return builder.bitcast(pick(builder, a, lanes, b), i32x16.llvm)
+        name = "llvm.x86.avx512.packssdw.512" if TIER is Tier.AVX512 else "llvm.x86.avx2.packssdw"
+        packed = ir.VectorType(I16, 2 * REGISTER_LANES)
+
+        def emit(a: ir.Value, b: ir.Value) -> ir.Value:
+            return builder.bitcast(call(builder, name, packed, (a, b)), a.type)
+
+        return in_registers(builder, emit, *args)
+
+    return i32x16(i32x16, i32x16), codegen
+
+
+@intrinsic
 def signed(typingctx, v):
     """Signed bytes as `dot_signed` wants them: plus SIGNED_OFFSET."""
 
@@ -220,7 +241,7 @@ def make_spread(places: list[int | None], shift: int, element: ir.IntType) -> Ca
     @intrinsic
     def spread(typingctx, v):
         def codegen(context, builder, sig, args):
-            moved = _move_bytes(builder, builder.bitcast(args[0], i8x64.llvm), places)
+            moved = _move_bytes(builder, builder.bitcast(args[0], i8x64.llvm), places, is_hidden=not shift)
             if shift:
                 elements = ir.VectorType(element, 512 // element.width)
                 moved = builder.bitcast(moved, elements)
@@ -232,13 +253,24 @@ def make_spread(places: list[int | None], shift: int, element: ir.IntType) -> Ca
     return spread
 
 
-def _move_bytes(builder: ir.IRBuilder, v: ir.Value, places: list[int | None]) -> ir.Value:
-    """See `make_spread`. LLVM's own choice for such a shuffle can be slower than the one for four lanes."""
+def _move_bytes(builder: ir.IRBuilder, v: ir.Value, places: list[int | None], is_hidden: bool) -> ir.Value:
+    """See `make_spread`. Where LLVM sees `places` it makes one shuffle of this and what comes before, which
+    can be slower than the one for four lanes: with zeros it takes them from a second register."""
     if TIER is Tier.PORTABLE:
         lanes = [64 if p is None else i // 16 * 16 + p for i, p in enumerate(places)]
         return pick(builder, v, lanes, ir.Constant(i8x64.llvm, [0] * 64))
     indices = ir.Constant(i8x64.llvm, [-128 if p is None else p for p in places])
-    return _shuffle_bytes(builder, v, indices)
+    return _shuffle_bytes(builder, v, _hidden(builder, indices) if is_hidden else indices)
+
+
+def _hidden(builder: ir.IRBuilder, v: ir.Value) -> ir.Value:
+    """The same bytes in a register whose value LLVM does not know. Not for the portable tier."""
+    constraint = "=v,0" if TIER is Tier.AVX512 else "=x,0"
+
+    def emit(part: ir.Value) -> ir.Value:
+        return builder.asm(ir.FunctionType(part.type, [part.type]), "", constraint, [part], False)
+
+    return in_registers(builder, emit, v, lanes=4 * REGISTER_LANES)
 
 
 def _shuffle_bytes(builder: ir.IRBuilder, v: ir.Value, indices: ir.Value) -> ir.Value:
