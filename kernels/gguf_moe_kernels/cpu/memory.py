@@ -225,7 +225,7 @@ def prefetch(typingctx, base, offset):
 
 @intrinsic
 def opaque(typingctx, address):
-    """The same address, unknown to the compiler: behind `keep_order` what was stored there is loaded again."""
+    """The same address, unknown to the compiler: after `keep_order` what was stored there is loaded anew."""
 
     def codegen(context, builder, signature, args):
         c_type = ir.FunctionType(I64, [I64])
