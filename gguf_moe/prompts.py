@@ -64,7 +64,10 @@ class Prompts:
     def render(self, messages: Messages, **variables: Any) -> str:
         """The text alone. Raises TemplateError."""
         if self._template is None:
-            raise TemplateError(f"{self._path}: the file has no chat template; give a raw prompt instead.")
+            raise TemplateError(
+                f"{self._path}: the file has no chat template, so it only continues texts; "
+                "use gguf-moe generate, or completions instead of chat completions."
+            )
         return self._template.render(messages, **variables)
 
     def of_text(

@@ -89,6 +89,11 @@ def _table(plan: Plan) -> list[str]:
         lines.append(f"{name:24}{memory / size:10.2f}" + (f"{on_gpu / size:10.2f}" if gpu else ""))
     if gpu and gpu.n_experts:
         lines.append(f"experts on the GPU: {gpu.slots} of {gpu.n_experts} ({100 * gpu.share:.0f} %)")
+    if gpu and sizes.first_kv_cache < gpu.kv_cache:
+        begin = f"{sizes.first_kv_cache / size:.2f} {unit}"
+        lines.append(f"The KV cache begins with {begin}; experts have the rest until it grows.")
+    elif not gpu:
+        lines.append("The KV cache takes memory as it fills.")
     lines.append("It fits." if plan.fits else "It does not fit.")
     return lines
 
@@ -124,6 +129,7 @@ def _report(plan: Plan) -> dict[str, Any]:
         "always_used": sizes.always_used,
         "experts": sizes.experts,
         "kv_cache": sizes.kv_cache,
+        "first_kv_cache": sizes.first_kv_cache if gpu else 0,
         "weights_bytes_per_token": sizes.per_token,
         "memory_needed": plan.memory_needed,
         "memory": plan.memory,

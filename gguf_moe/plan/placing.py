@@ -10,6 +10,7 @@ from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.experts.budget import slot_size, slots_per_layer
 from gguf_moe.graph.task import Kind
 from gguf_moe.runtime import placement
+from gguf_moe.runtime.gpu.kv import BLOCK
 from gguf_moe.runtime.gpu.placement import PROMPT_SHARE
 
 CUDA_BYTES = 500_000_000
@@ -24,6 +25,9 @@ class Sizes:
     """Weights that every token goes through, the embeddings with them."""
     experts: int
     kv_cache: int
+    """Of the whole context."""
+    first_kv_cache: int
+    """What a GPU's cache begins with; it grows in blocks, at the expense of experts."""
     per_token: int
     """Weights that one generated token reads."""
     experts_per_token: int
@@ -73,6 +77,8 @@ def sizes_of(hparams: HParams, weights: Weights, n_ctx: int, kind: Kind) -> Size
         always_used=everything,
         experts=experts,
         kv_cache=placement.cache_bytes(hparams, n_ctx, kind) + placement.state_bytes(hparams),
+        first_kv_cache=placement.cache_bytes(hparams, min(n_ctx, BLOCK), kind)
+        + placement.state_bytes(hparams),
         per_token=weights.bytes_per_token(hparams.n_expert_used),
         experts_per_token=used,
     )

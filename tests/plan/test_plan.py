@@ -121,6 +121,16 @@ def test_the_command_says_it_in_80_columns(plan, run):
     assert "tok/s with 2 threads" in run(MOE, "-t", "2").stdout
 
 
+def test_a_gpus_kv_cache_begins_with_a_block(plan, run):
+    short, long = (plan(measures=False, vram="2G", n_ctx=n).sizes for n in (4096, 16384))
+    assert short.first_kv_cache == short.kv_cache == long.first_kv_cache
+    assert long.kv_cache == 4 * short.kv_cache
+    arguments = (MOE, "--no-measure", "--ctx")
+    assert "KV cache begins with" in run(*arguments, 16384, "--vram", "2G").stdout
+    assert "begins with" not in run(*arguments, 4096, "--vram", "2G").stdout
+    assert "takes memory as it fills" in run(*arguments, 16384).stdout
+
+
 def test_the_command_gives_one_object(plan, run):
     plan()
     report = json.loads(run(MOE, "-t", "2", "--vram", "2G", "--json").stdout)
