@@ -19,6 +19,7 @@ from gguf_moe.cli.common import (
     read_text,
     runtime_options,
 )
+from gguf_moe.errors import GGUFMoeError
 
 
 @click.command()
@@ -71,6 +72,9 @@ def logits(path: str, prompt: str, out: Path, runtime: dict[str, Any]) -> None:
     with load(path, runtime, progress) as model:
         values = model.logits(model.tokenize(text), progress)
     progress.clear()
-    with out.open("wb") as file:
-        np.save(file, values)
+    try:
+        with out.open("wb") as file:
+            np.save(file, values)
+    except OSError as e:
+        raise GGUFMoeError(f"{out} cannot be written ({e.strerror or e}); is there room for it?") from e
     click.echo(f"{out}: {values.shape[0]} tokens, {values.shape[1]} logits each", err=True)

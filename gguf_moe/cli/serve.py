@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ def serve(
 
     The page at / is a small chat. --ctx is for each answer; so many KV caches are kept.
     """
+    if "" in (host, api_key):
+        raise OptionError("--host and --api-key must not be empty: anybody could use the server.")
+    if not math.isfinite(limit_s):
+        raise OptionError(f"--timeout is {limit_s}, but must be a number of seconds.")
     try:
         import uvicorn
 
@@ -87,8 +92,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as e:
+        reason = str(e.strerror).partition(" (while")[0]
         raise GGUFMoeError(
-            f"cannot listen on {host} port {port} ({e.strerror}); choose another address (--host, --port)."
+            f"cannot listen on {host} port {port} ({reason}); choose another address (--host, --port)."
         ) from None
 
 
