@@ -30,8 +30,8 @@ _ROLES = (
     (r"blk\.\d+\.ffn_\w*shexp", "shared experts"),
     (r"blk\.\d+\.(ffn_gate_inp|exp_probs_b)", "routers"),
     (r"blk\.\d+\.(ffn|post_attention_norm)", "feed-forward"),
-    (r"blk\.\d+\.nextn", "NextN, not used"),
 )
+_NEXTN = re.compile(r"(blk\.\d+\.)nextn\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,11 @@ def _noting(problems: list[str]) -> Iterator[None]:
 
 def _groups(checkpoint: Checkpoint) -> list[TensorGroup]:
     groups: dict[tuple[str, str], list[int]] = {}
+    nextn = tuple({match[1] for name in checkpoint.tensors if (match := _NEXTN.match(name))})
     for tensor in checkpoint.tensors.values():
         role = next((role for pattern, role in _ROLES if re.match(pattern, tensor.name)), "other")
+        if tensor.name.startswith(nextn):
+            role = "NextN, not used"
         groups.setdefault((role, tensor.qtype.name), []).append(tensor.nbytes)
     found = [TensorGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()]
     return sorted(found, key=lambda group: -group.nbytes)

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from gguf import GGUFWriter
 
+from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.cli import cli
 from gguf_moe.report import inspect_file
 
@@ -42,6 +43,18 @@ def test_a_supported_file_has_no_problems(tmp_path, arch):
     assert report.problems == []
     assert report.architecture == arch
     assert list(report.kv_bytes) == [512]
+
+
+@pytest.mark.parametrize("arch", ["glm4moe", "deepseek2", "qwen35moe"])
+def test_layers_that_guess_further_tokens_are_said_to_be_skipped(tmp_path, arch):
+    path = write_tiny(arch, tmp_path / "model.gguf")
+    with open_checkpoint(path) as checkpoint:
+        last = int(checkpoint.metadata.arch.integer("block_count")) - 1
+        sizes = [t.nbytes for t in checkpoint.tensors.values() if t.name.startswith(f"blk.{last}.")]
+    skipped = [group for group in inspect_file(path).groups if group.role == "NextN, not used"]
+    assert sum(group.n_tensors for group in skipped) == len(sizes)
+    assert sum(group.nbytes for group in skipped) == sum(sizes)
+    assert "NextN, not used" in CliRunner().invoke(cli, ["inspect", str(path)]).stdout
 
 
 def test_an_unknown_architecture_with_all_that_is_missing(write):

@@ -18,7 +18,7 @@ from gguf_moe.arch.rope_scaling import RopeScaling, read_rope_scaling
 from gguf_moe.arch.ssm import Ssm, read_ssm, recurrent_layers
 from gguf_moe.arch.windows import layers_with_rope, sliding_window, temperature
 from gguf_moe.checkpoint.metadata import Metadata
-from gguf_moe.errors import GGUFError
+from gguf_moe.errors import GGUFError, UnsupportedModelError
 from gguf_moe_kernels.gating import Gating
 
 
@@ -163,6 +163,11 @@ class HParams:
 def read_hparams(metadata: Metadata, arch: Arch) -> HParams:
     """Read and check the keys of the file. Raises GGUFError naming the key, its value and the remedy."""
     keys = metadata.arch
+    if width := keys.integer("embedding_length_per_layer_input", 0, minimum=0):
+        raise UnsupportedModelError(
+            f"{metadata.path}: {keys.prefix}embedding_length_per_layer_input is {width}: embeddings of each "
+            "layer, as Gemma-4 E2B and E4B have, are not implemented; use a model without them, as 26B-A4B."
+        )
     n_layer_all = keys.integer("block_count", minimum=1, maximum=MAX_LAYERS)
     n_layer = n_layer_all - keys.integer("nextn_predict_layers", 0, minimum=0, maximum=n_layer_all - 1)
     n_ctx_train = keys.integer("context_length", minimum=1, maximum=MAX_CONTEXT)

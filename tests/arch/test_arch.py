@@ -101,6 +101,24 @@ def test_q_k_and_v_in_one_tensor_are_the_same_bytes(tiny_file, loaded):
     assert parts[2].offset - parts[0].offset == 4 * 64 * (hparams.n_embd_q + hparams.n_embd_k_gqa)
 
 
+def test_embeddings_of_each_layer_are_refused_by_their_key(tiny_file, loaded):
+    path = tiny_file("gemma4", {"embedding_length_per_layer_input": 256})
+    with pytest.raises(
+        UnsupportedModelError, match=r"gemma4\.embedding_length_per_layer_input is 256: .* 26B-A4B"
+    ):
+        loaded(path)
+
+
+@pytest.mark.parametrize("key", ["head_count", "head_count_kv"])
+def test_numbers_of_heads_that_differ_by_layer_are_refused_where_the_architecture_has_one(
+    tiny_file, loaded, key
+):
+    with pytest.raises(GGUFError, match=rf"attention\.{key} is .* the same for all layers"):
+        loaded(tiny_file("qwen3moe", {f"attention.{key}": [2, 1, 2]}))
+    _, hparams, _ = loaded(tiny_file("qwen3moe", {"attention.head_count_kv": [2, 2, 2]}))
+    assert hparams.n_head_kv == 2
+
+
 def test_a_tensor_that_the_architecture_lacks_is_refused(tiny_file, loaded):
     path = tiny_file("qwen2moe", tensors={"blk.0.attn_q.bias": "blk.0.attn_sinks.weight"})
     with pytest.raises(
