@@ -145,6 +145,8 @@ class CudaDevice:
                     "are free; use less (--vram) or a smaller context (--ctx)."
                 ) from e
             self._runtime.memset(memory.ptr, 0, nbytes)
+            # Its stream is not ours: copies that are queued now must not come before the zeros.
+            self._runtime.streamSynchronize(0)
             self._allocated[memory.ptr] = memory
             return memory.ptr
 
