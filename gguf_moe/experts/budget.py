@@ -47,9 +47,14 @@ def free_budget(free: int, reserve: int = RESERVE) -> int:
     return max(0, free - reserve)
 
 
+def aligned(nbytes: int) -> int:
+    """The bytes from one aligned address to the next behind so many."""
+    return -(-nbytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+
+
 def slot_size(nbytes: Sequence[int]) -> int:
     """Bytes of a slot for an expert of these parts (gate, up, down), each at an aligned address."""
-    return sum(-(-n // SLOT_ALIGNMENT) * SLOT_ALIGNMENT for n in nbytes)
+    return sum(map(aligned, nbytes))
 
 
 def slots_per_layer(budget: int, slot_sizes: Sequence[int], n_expert: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import cast
 
 from gguf_moe.arch.weights import Experts
 from gguf_moe.errors import OutOfMemoryError
-from gguf_moe.experts.budget import SLOT_ALIGNMENT
+from gguf_moe.experts.budget import aligned
 from gguf_moe.graph.task import Graph
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.memory import ALIGNMENT, DeviceWeights, Tenant
@@ -113,20 +113,16 @@ class LongPrompts:
 def find_room(make_graph: MakeGraph, layers: Sequence[Experts], nbytes: int, n_ctx: int) -> Room | None:
     """How to use nbytes: a quarter for the ring, the rest for a chunk's activations. None: too few."""
     largest = max((max(getattr(experts, role).nbytes) for experts in layers for role in ROLES), default=0)
-    piece_size = _aligned(max(PIECE_SIZE, largest))
+    piece_size = aligned(max(PIECE_SIZE, largest))
     n_pieces = max(2, nbytes // 4 // piece_size)
     for n_tokens in CHUNKS if largest else ():
         if n_tokens <= n_ctx:
             buffers = make_graph(n_tokens, MOST_OUTPUTS).buffers().values()
             sizes = [b.rows * row_size(b) + ALIGNMENT for b in buffers if not b.name.startswith("cache_")]
-            needed = _aligned(sum(sizes) + n_pieces * piece_size + SOME_NUMBERS)
+            needed = aligned(sum(sizes) + n_pieces * piece_size + SOME_NUMBERS)
             if needed <= nbytes:
                 return Room(n_tokens, piece_size, n_pieces, needed)
     return None
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
 
 class Threshold:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gguf_moe.checkpoint import ExpertTensors
-from gguf_moe.experts.budget import SLOT_ALIGNMENT
+from gguf_moe.experts.budget import aligned
 from gguf_moe.runtime.gpu.device import Device
 
 
@@ -55,4 +55,4 @@ class Ring:
 
 
 def _stride(tensors: ExpertTensors) -> int:
-    return -(-max(tensors.nbytes) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+    return aligned(max(tensors.nbytes))

@@ -10,7 +10,7 @@ import numpy as np
 
 from gguf_moe.arch.weights import Experts
 from gguf_moe.checkpoint import ExpertTensors
-from gguf_moe.experts.budget import SLOT_ALIGNMENT, slot_size
+from gguf_moe.experts.budget import aligned, slot_size
 from gguf_moe.experts.cache import MISSING, Cache, Upload
 from gguf_moe.experts.policies import Heat
 from gguf_moe.runtime.gpu.device import Device, wait_until
@@ -223,8 +223,7 @@ class ExpertSlots:
         address, places = self._slot_address(upload), []
         for role in ROLES:
             places.append(address)
-            nbytes = getattr(self._layers[upload.il], role).nbytes[upload.ie]
-            address += -(-nbytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+            address += aligned(getattr(self._layers[upload.il], role).nbytes[upload.ie])
         return places
 
 
