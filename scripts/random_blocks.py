@@ -1,4 +1,4 @@
-"""Valid quantized blocks of random weights, as fast as memory can be copied."""
+"""Valid quantized blocks of random weights: those of whole models as fast as memory can be copied."""
 
 from __future__ import annotations
 
@@ -114,3 +114,48 @@ TYPES: dict[Type, Callable[[np.random.Generator, float], np.ndarray]] = {
     Type.Q8_0: _q8_0,
     Type.MXFP4: _mxfp4,
 }
+
+
+HALVES: dict[Type, tuple[int, ...]] = {
+    Type.Q2_K: (80, 82),
+    Type.Q3_K: (108,),
+    Type.Q4_K: (0, 2),
+    Type.Q5_K: (0, 2),
+    Type.Q6_K: (208,),
+    Type.Q4_1: (0, 2),
+    Type.Q5_1: (0, 2),
+    Type.TQ1_0: (52,),
+    Type.TQ2_0: (64,),
+}
+"""Where a block's float16 stand, if not one at its beginning."""
+
+
+def any_blocks(rng: np.random.Generator, qtype: Type, n: int) -> np.ndarray:
+    """n blocks of any type, uint8 [n, type_size]: random bits, and small scales, so that weights are finite.
+
+    Weights of float types are drawn from a normal distribution.
+    """
+    block_size, type_size = GGML_QUANT_SIZES[qtype]
+    if block_size == 1:
+        weights = rng.standard_normal((n, 1), np.float32)
+        halves = weights.view(np.uint16)[:, 1:]
+        stored = {Type.F32: weights, Type.F16: weights.astype(np.float16), Type.BF16: halves}[qtype]
+        return np.ascontiguousarray(stored).view(np.uint8)
+    blocks = rng.integers(0, 256, (n, type_size), np.uint8)
+    if qtype is Type.MXFP4:
+        blocks[:, 0] = rng.integers(118, 124, n)
+    elif qtype is Type.NVFP4:
+        blocks[:, :4] &= 0x3F
+    else:
+        _put_small_scales(rng, qtype, blocks)
+    return blocks
+
+
+def _put_small_scales(rng: np.random.Generator, qtype: Type, blocks: np.ndarray) -> None:
+    for offset in HALVES.get(qtype, (0,)):
+        scales = rng.uniform(1e-4, 1e-3, (len(blocks), 1)).astype("<f2")
+        if qtype is Type.IQ1_M:  # four bits in each of its last four u16
+            words = blocks[:, 48:].view("<u2")
+            words[:] = words & 0xFFF | scales.view("<u2") >> np.arange(0, 16, 4, dtype=np.uint16) << 12
+        else:
+            _put_halves(blocks, offset, scales)
