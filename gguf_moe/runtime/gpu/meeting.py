@@ -8,8 +8,8 @@ from gguf_moe.runtime.gpu.link import bytes_over_link
 from gguf_moe.runtime.gpu.mailbox import Mailbox
 from gguf_moe.runtime.gpu.memory import DeviceMemory
 from gguf_moe.runtime.gpu.sections import ExpertSection
-from gguf_moe.runtime.lower import Lowered
 from gguf_moe.runtime.memory import row_size
+from gguf_moe.runtime.ops import Lowered
 from gguf_moe.runtime.program import Value
 from gguf_moe_kernels import structs
 
@@ -161,4 +161,4 @@ class Link:
         """The matmul of the hits once more, with the weights that have come."""
         kernel, struct, special = down
         out = self._memory.address(self.out)
-        return kernel, struct, special | {"weights": self._table, "n_out": self.n_rows, "out": out}
+        return kernel, struct, {**special, "weights": self._table, "n_out": self.n_rows, "out": out}

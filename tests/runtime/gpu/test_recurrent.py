@@ -10,7 +10,7 @@ from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import UnsupportedModelError
 from gguf_moe.graph.task import Kind
 from gguf_moe.runtime import sequence
-from gguf_moe.runtime.gpu import delta_net
+from gguf_moe.runtime.gpu import ops
 from gguf_moe.runtime.gpu.placement import open_device
 
 TOKENS = [3, 141, 59, 26, 5, 35, 8, 97, 93, 2, 38]
@@ -57,7 +57,7 @@ def test_it_computes_what_the_cpu_computes(hybrid_context, crew_context, model_f
 
 
 def test_heads_that_are_too_wide_are_left_to_the_cpu(recurrent_file, monkeypatch):
-    monkeypatch.setattr(delta_net, "WIDEST_DELTA_NET_HEAD", 8)
+    monkeypatch.setattr(ops, "WIDEST_DELTA_NET_HEAD", 8)
     with open_checkpoint(recurrent_file) as checkpoint:
         arch = find_arch(checkpoint.metadata)
         hparams = read_hparams(checkpoint.metadata, arch)
