@@ -82,6 +82,7 @@ class DeviceWeights:
         self._device = device
         self._stream = device.stream()
         self._addresses: dict[int, int] = {}
+        self._constants: dict[tuple[int, ...], int] = {}
         self._sources: list[np.ndarray] = []
         self._tables: dict[int, int] = {}
         self.nbytes = 0
@@ -94,10 +95,10 @@ class DeviceWeights:
 
     def constant(self, values: Sequence[int]) -> int:
         """Where int64 numbers are on the device."""
-        key = hash(tuple(values))
-        if key not in self._addresses:
-            self._addresses[key] = self._upload(np.array(values, np.int64).view(np.uint8))
-        return self._addresses[key]
+        key = tuple(values)
+        if key not in self._constants:
+            self._constants[key] = self._upload(np.array(values, np.int64).view(np.uint8))
+        return self._constants[key]
 
     def set_table(self, experts: ExpertTensors, address: int) -> None:
         """Say where the table of a layer's role is: int64 [n_expert]."""
