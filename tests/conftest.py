@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bits
 import gguf
 import numpy as np
 import pytest
+from run_folder import run_folder
+from weight_rows import set_scales
 
 from gguf_moe.arch import find_arch
 from gguf_moe.arch.hparams import read_hparams
@@ -23,7 +26,6 @@ from gguf_moe_kernels.cpu.library import KernelLibrary
 from gguf_moe_kernels.quants import GGMLType
 
 ROOT = Path(__file__).parent.parent
-SCALE_OFFSETS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 N_VOCAB = 300
 
 
@@ -35,10 +37,7 @@ def rng():
 @pytest.fixture(scope="session")
 def kernel_cache(tmp_path_factory):
     """A directory for compiled kernels that all tests of a run share, also those of another process of it."""
-    base = tmp_path_factory.getbasetemp()
-    kernels = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
-    kernels.mkdir(exist_ok=True)
-    return kernels
+    return run_folder(tmp_path_factory, "kernels")
 
 
 @pytest.fixture(scope="session")
@@ -114,32 +113,13 @@ def call_op(call_kernel):
 
 @pytest.fixture(scope="session")
 def assert_same_bits():
-    """Equal bit for bit, except that one NaN is as good as another."""
-
-    def check(actual, expected):
-        assert actual.dtype == expected.dtype
-        assert actual.shape == expected.shape
-        actual, expected = np.ascontiguousarray(actual), np.ascontiguousarray(expected)
-        if actual.dtype.kind == "f":
-            numbers = ~(np.isnan(actual) & np.isnan(expected))
-            bits = f"u{actual.itemsize}"
-            actual, expected = actual.view(bits)[numbers], expected.view(bits)[numbers]
-        np.testing.assert_array_equal(actual, expected)
-
-    return check
+    return bits.assert_same_bits
 
 
 @pytest.fixture(scope="session")
 def random_rows():
     """random_rows(rng, qtype, n_rows, n): random weights, near deviation 1, as u8 [n_rows, row_size]."""
     return _random_rows
-
-
-def set_d_of_iq1_m(blocks, d):
-    """Write float16 d [..., 1] into u8 blocks [..., 56] of IQ1_M: four bits in each of the last four u16."""
-    words = blocks[..., 48:56].copy().view(np.uint16)
-    words = words & 0xFFF | d.view(np.uint16) >> np.arange(0, 16, 4, dtype=np.uint16) << 12
-    blocks[..., 48:56] = words.astype(np.uint16).view(np.uint8)
 
 
 def _random_rows(rng, qtype, n_rows, n):
@@ -150,12 +130,7 @@ def _random_rows(rng, qtype, n_rows, n):
         # gguf cannot quantize to it: random bytes, and scales that are finite and small.
         rows = rng.integers(0, 256, (n_rows, qtype.row_size(n)), np.uint8)
         blocks = rows.reshape(n_rows, -1, qtype.type_size)
-        for offset in SCALE_OFFSETS.get(qtype.name, (0,)):
-            scale = rng.uniform(1e-4, 1e-3, (*blocks.shape[:2], 1)).astype(np.float16)
-            if qtype is GGMLType.IQ1_M:
-                set_d_of_iq1_m(blocks, scale)
-            else:
-                blocks[..., offset : offset + 2] = scale.view(np.uint8)
+        set_scales(blocks, qtype, lambda shape: rng.uniform(1e-4, 1e-3, shape))
     return np.ascontiguousarray(rows).view(np.uint8).reshape(n_rows, -1)
 
 

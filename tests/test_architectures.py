@@ -5,11 +5,14 @@ docs/models.md is made from the results of these tests (scripts/models_table.py)
 """
 
 import contextlib
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
+from measures import log_softmax
+from tiny_fixtures import N_LOGITS, N_PROMPT, late_ids, texts
+from tiny_table import TINY
 
 import gguf_moe
 from gguf_moe.arch.base import GatedUnit
@@ -19,15 +22,6 @@ from gguf_moe_kernels.ref import exact, ops
 ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "tests" / "fixtures" / "architectures"
 N_CTX = 512
-
-sys.path.insert(0, str(ROOT / "scripts"))
-try:
-    import tiny_models
-    from measures import log_softmax
-    from tiny_fixtures import N_LOGITS, N_PROMPT, late_ids, texts
-    from tiny_table import TINY
-finally:
-    sys.path.pop(0)
 
 
 @pytest.fixture(scope="module", params=sorted(TINY))

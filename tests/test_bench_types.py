@@ -8,20 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench_types
+import ggml_kernels
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
+from random_blocks import any_blocks
 
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cpu.library import KernelLibrary
 from gguf_moe_kernels.quants import GGMLType
 from gguf_moe_kernels.ref import quants
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-
-import bench_types
-import ggml_kernels
-from random_blocks import any_blocks
 
 TINY = bench_types.Place("cache", 5000, 2)
 Dot = ctypes.CFUNCTYPE(

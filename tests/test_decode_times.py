@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import decode_times
 import numpy as np
 
 import gguf_moe
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-
-import decode_times
 
 FILE = Path(__file__).parent / "fixtures" / "fixture-bpe.Q4_K_M.gguf"
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-
 from demo.choose import choose, words_of
 from demo.prompts import Prompt, make_prompts
 

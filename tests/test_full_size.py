@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import full_size
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
+from random_blocks import N_BLOCKS, TYPES, RandomBlocks
 
 import gguf_moe
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-
-import full_size
-from random_blocks import N_BLOCKS, TYPES, RandomBlocks
 
 
 @pytest.mark.parametrize("qtype", TYPES, ids=lambda qtype: qtype.name)

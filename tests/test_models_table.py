@@ -1,18 +1,14 @@
 """docs/models.md: it is about every architecture, and a failed test shows."""
 
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+
+import models_table
+from tiny_table import TINY, arch_of
 
 from gguf_moe.arch import ARCHS
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-try:
-    import models_table
-    from tiny_table import TINY, arch_of
-finally:
-    sys.path.pop(0)
 
 
 def rows(text):

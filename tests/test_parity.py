@@ -3,11 +3,12 @@
 Every fixture is taken that lies in tests/fixtures; its README says how they are made.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from make_model import dequant
+from measures import log_softmax
 
 import gguf_moe
 
@@ -31,20 +32,10 @@ def quantized(fixture, kernel_cache):
 @pytest.fixture(scope="module")
 def truth(fixture, kernel_cache, tmp_path_factory):
     """The same weights as F32."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        from make_model import dequant
-    finally:
-        sys.path.pop(0)
     path = tmp_path_factory.mktemp("truth") / "truth.F32.gguf"
     dequant(fixture[0], path)
     with gguf_moe.load(path, threads=2, cache_dir=kernel_cache) as model:
         yield model
-
-
-def log_softmax(logits):
-    x = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
 def mean_kl(base, other):

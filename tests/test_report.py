@@ -1,23 +1,16 @@
 """What `inspect` says about files that do not run here: everything that is missing, one sentence each."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from gguf import GGUFWriter
+from tiny_models import write_tiny
 
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.cli import cli
 from gguf_moe.report import inspect_file
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-try:
-    from tiny_models import write_tiny
-finally:
-    sys.path.pop(0)
 
 
 @pytest.fixture

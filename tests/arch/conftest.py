@@ -1,19 +1,11 @@
 """Tiny files of any architecture, with changes."""
 
-import sys
-from pathlib import Path
-
+import model_file
 import numpy as np
 import pytest
+import tiny_models
+import tiny_table
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-try:
-    import model_file
-    import tiny_models
-    import tiny_table
-finally:
-    sys.path.pop(0)
 
 
 @pytest.fixture

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from synthetic_routing import SHAPES, trace
 
 from gguf_moe.experts.cache import POLICIES, Cache
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
-from synthetic_routing import SHAPES, trace
 
 
 def replay(ids, n_expert, n_slots, policy):

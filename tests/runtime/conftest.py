@@ -1,15 +1,7 @@
 """Files for contexts."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-try:
-    import tiny_models
-finally:
-    sys.path.pop(0)
+import tiny_models
 
 
 @pytest.fixture(scope="session")

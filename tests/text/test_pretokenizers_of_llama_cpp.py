@@ -2,20 +2,15 @@
 
 import json
 import lzma
-import sys
 from pathlib import Path
 
 import pytest
+from pretokenizer_table import DIFFERENCES
 
 from gguf_moe.text.pretokenizers import PRE_TOKENIZERS
 
 DATA = Path(__file__).parent / "data"
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-try:
-    from pretokenizer_table import DIFFERENCES
-finally:
-    sys.path.pop(0)
 
 N_OTHER = {name: row.n_texts for row in DIFFERENCES for name in row.names.split()}
 

@@ -5,27 +5,16 @@ On a machine with few packages: pytest --confcutdir tests/kernels/cuda -m gpu te
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import bits
+import emulated
 import numpy as np
+import nvrtc as nvrtc_library
 import pytest
+from run_folder import run_folder
 
 from gguf_moe_kernels.cuda import library
 from gguf_moe_kernels.cuda.launch import launch_of
 
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-emulated, nvrtc_library = _load("emulated"), _load("nvrtc")
-_load("weight_rows")
 COUNTS = ("rows", "n_past", "step")
 """Fields that are given as numbers and passed as the address of an int64."""
 
@@ -100,7 +89,7 @@ def device(request, tmp_path_factory):
     if request.param == "emulator":
         if emulated.compiler() is None:
             pytest.skip("the emulator needs g++")
-        return Emulator(emulated.folder_of_run(tmp_path_factory.getbasetemp()))
+        return Emulator(run_folder(tmp_path_factory, "emulated"))
     try:
         return Device()
     except library.CudaError as e:
@@ -144,16 +133,4 @@ def rng():
 
 @pytest.fixture(scope="session")
 def assert_same_bits():
-    """Equal bit for bit, except that one NaN is as good as another."""
-
-    def check(actual, expected):
-        assert actual.dtype == expected.dtype
-        assert actual.shape == expected.shape
-        actual, expected = np.ascontiguousarray(actual), np.ascontiguousarray(expected)
-        if actual.dtype.kind == "f":
-            numbers = ~(np.isnan(actual) & np.isnan(expected))
-            bits = f"u{actual.itemsize}"
-            actual, expected = actual.view(bits)[numbers], expected.view(bits)[numbers]
-        np.testing.assert_array_equal(actual, expected)
-
-    return check
+    return bits.assert_same_bits

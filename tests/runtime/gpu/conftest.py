@@ -1,11 +1,11 @@
 """Hybrid contexts on an emulated device, or with -m gpu on a real one."""
 
 import contextlib
-import importlib.util
-import sys
-from pathlib import Path
 
+import emulated
+import emulated_device
 import pytest
+from run_folder import run_folder
 
 from gguf_moe.arch import find_arch
 from gguf_moe.arch.hparams import read_hparams
@@ -17,26 +17,12 @@ from gguf_moe.runtime.context import Context
 from gguf_moe.runtime.gpu.device import CudaDevice
 from gguf_moe.runtime.gpu.placement import register_file
 
-TESTS = Path(__file__).parent.parent.parent
-
-
-def _load(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-emulated = _load("gpu_emulated", TESTS / "kernels" / "cuda" / "emulated.py")
-emulated_device = _load("emulated_device", Path(__file__).parent / "emulated_device.py")
-
 
 @pytest.fixture(scope="session")
 def emulated_library(tmp_path_factory):
     if emulated.compiler() is None:
         pytest.skip("the emulator needs g++")
-    return emulated.EmulatedLibrary(emulated.folder_of_run(tmp_path_factory.getbasetemp()))
+    return emulated.EmulatedLibrary(run_folder(tmp_path_factory, "emulated"))
 
 
 @pytest.fixture

@@ -1,17 +1,11 @@
 """The comparison's plans, and one of its arms on a tiny model."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-from gguf_moe_kernels.quants import GGMLType
-
-sys.path.append(str(Path(__file__).parents[3] / "scripts"))
-
 import bench_gpu
 import gpu_arm
+import pytest
 import synthetic_routing
+
+from gguf_moe_kernels.quants import GGMLType
 
 
 def test_every_arm_has_a_name_and_its_peer_before_it():

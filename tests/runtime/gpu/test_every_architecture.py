@@ -4,24 +4,19 @@ docs/models.md says of each whether that was on the emulated device alone or on 
 (scripts/models_table.py).
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_fixtures import N_LOGITS
+from tiny_models import write_tiny
+from tiny_table import TINY
 
 from gguf_moe.graph.task import Kind
 
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests" / "fixtures" / "architectures"
 
-sys.path.insert(0, str(ROOT / "scripts"))
-try:
-    from tiny_fixtures import N_LOGITS
-    from tiny_models import write_tiny
-    from tiny_table import TINY
-finally:
-    sys.path.pop(0)
 
 N_CTX = 512
 """As llama.cpp had it: it chooses some models' rope factors by the size of the context."""

@@ -1,18 +1,10 @@
 """Latent attention on a GPU, in both forms of its files."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import tiny_models
 
 from gguf_moe.graph.task import Kind
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
-try:
-    import tiny_models
-finally:
-    sys.path.pop(0)
 
 TOKENS = [3, 141, 59, 26, 5, 35, 8, 97, 93, 2, 38]
 

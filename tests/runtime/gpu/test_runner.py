@@ -1,10 +1,8 @@
 """Steps on a GPU that holds some of the experts: what it holds changes nothing in the results."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from tiny_models import write_tiny
 
 from gguf_moe.experts.routing import Recorder, Replay, Routing
 from gguf_moe.graph.task import Kind
@@ -13,12 +11,6 @@ from gguf_moe.runtime.gpu.link import Rates
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cuda.source import QTYPES
 from gguf_moe_kernels.quants import GGMLType
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
-try:
-    from tiny_models import write_tiny
-finally:
-    sys.path.pop(0)
 
 TOKENS = [3, 141, 59, 26, 5, 35, 8, 97, 93, 2, 38]
 

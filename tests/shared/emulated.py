@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import shutil
 import subprocess
 import tempfile
@@ -14,7 +13,7 @@ import numpy as np
 
 from gguf_moe_kernels.cuda.source import module_source, split_name
 
-FOLDER = Path(__file__).parent / "emulator"
+FOLDER = Path(__file__).parents[1] / "kernels" / "cuda" / "emulator"
 # Without no-gnu-unique the libraries of two types share what a template keeps in shared memory.
 FLAGS = [
     "-std=c++17",
@@ -30,13 +29,6 @@ FLAGS = [
 
 def compiler() -> str | None:
     return shutil.which("g++")
-
-
-def folder_of_run(base: Path) -> Path:
-    """Where all processes of a test run compile to; `base` is pytest's folder for this process."""
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "emulated"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 class EmulatedLibrary:

@@ -24,16 +24,20 @@ def random_rows(rng, qtype, n_rows, n):
         blocks[..., 0] = rng.integers(110, 130, blocks.shape[:2])
         blocks[0, 0, 0], blocks[1, 0, 0] = 0, 1
     else:
-        for offset in D_OFFSETS.get(qtype.name, (0,)):
-            d = rng.standard_normal(blocks.shape[:2]).astype(np.float16)[..., None]
-            if qtype is GGMLType.IQ1_M:  # four bits of d in each of the last four u16
-                words = blocks[..., 48:].view(np.uint16) & 0xFFF
-                blocks[..., 48:] = (
-                    (words | d.view(np.uint16) >> [0, 4, 8, 12] << 12).astype("<u2").view(np.uint8)
-                )
-            else:
-                blocks[..., offset : offset + 2] = d.view(np.uint8)
+        set_scales(blocks, qtype, rng.standard_normal)
     return blocks.reshape(n_rows, -1)
+
+
+def set_scales(blocks, qtype, draw):
+    """Write the float16 scales that draw(shape) gives into u8 blocks [n_rows, n_blocks, type_size]."""
+    for offset in D_OFFSETS.get(qtype.name, (0,)):
+        d = draw(blocks.shape[:2]).astype(np.float16)[..., None]
+        if qtype is GGMLType.IQ1_M:  # four bits of d in each of the last four u16
+            words = blocks[..., 48:].view(np.uint16) & 0xFFF
+            words |= d.view(np.uint16) >> np.arange(0, 16, 4, dtype=np.uint16) << 12
+            blocks[..., 48:] = words.view(np.uint8)
+        else:
+            blocks[..., offset : offset + 2] = d.view(np.uint8)
 
 
 def random_activations(rng, qtype, n_rows, n):
