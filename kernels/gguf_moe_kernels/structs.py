@@ -141,10 +141,11 @@ SHEXP_GATE = _struct("x weight n_in out n rows")
 # addresses, 0 for an expert that is not there.
 # On the device: missing_place, int32 [rows, k], the number of a missing expert's place among all missing
 # ones, or -1; n_missing, int64, how many; aborted, int64: if it is not 0, nothing is done.
-# In mapped main memory: used, n_used, first, x_index (there: token), place as EXPERT_ROWS would have them if
-# only the missing experts were chosen, place being -1 for others; all_ids: the ids; x_out and x_2_out: if any
-# is missing, the rows of x and x_2 (0 if there is one input), x_size bytes each, and up to 15 bytes that come
-# after the last; and last the sequence number, the value of `step`.
+# In mapped main memory: all_ids: the ids; if any is missing, used, n_used, first, x_index (there: token) and
+# place as EXPERT_ROWS would have them if only the missing experts were chosen, place being -1 for others;
+# x_out and x_2_out: the rows of x and x_2 (0 if there is one input), x_size bytes each, and up to 15 bytes
+# that come after the last; and last the sequence number, the value of `step`. If none is missing it becomes
+# -step, and who sees that may read nothing else before the step's end: the GPU has not waited for its writes.
 MAILBOX_POST = _struct(
     "ids weights k used n_used first x_index place all_ids missing_place n_missing aborted "
     "x x_out x_size x_2 x_2_out x_2_size step sequence rows"
@@ -179,7 +180,7 @@ RECEIVE = _struct(
 STOPWATCH = _struct("function arguments times")
 
 # The CPU waits for a post: a waiting row of the crew's table (see ROW_SIZE). When `sequence` has reached the
-# value of `step`, it goes on with the next row, or n_rows rows further if n_used is 0. n_places: int64 that
+# value of `step`, it goes on with the next row, or n_rows rows further if it is -step. n_places: int64 that
 # gets the number of missing places, first[n_used].
 AWAIT_POST = _struct("sequence step n_used first n_places n_rows")
 

@@ -13,7 +13,7 @@ import numpy as np
 from gguf_moe.runtime.gpu.ops import Launch
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.cuda.attention_launch import FEW_HEADS
-from gguf_moe_kernels.cuda.launch import MOST_CHOICES, SHORT
+from gguf_moe_kernels.cuda.launch import EXPERTS_AT_ONCE, MOST_CHOICES, MOST_CHOSEN, SHORT
 from gguf_moe_kernels.cuda.source import QTYPES
 
 MOST = 8
@@ -199,7 +199,12 @@ def _choose_and_post(launches: Sequence[Launch]) -> Fused | None:
     arguments = np.zeros((), structs.CHOOSE_AND_POST)
     for launch, part in zip(launches, structs.CHOOSE_AND_POST.names or (), strict=False):
         arguments[part] = launch.arguments
-    return Fused(3, "fused.choose_and_post", arguments)
+    if len({arguments[part]["rows"].item() for part in arguments.dtype.names or ()}) > 1:
+        return None
+    topk = arguments["topk"]
+    room = [n for n in EXPERTS_AT_ONCE if n >= topk["n_expert"]]
+    is_small = room and topk["k"] <= MOST_CHOSEN and not topk["group_scores"]
+    return Fused(3, f"choose.choose_and_post{f'_{room[0]}' if is_small else ''}", arguments)
 
 
 Rule = Callable[[Sequence[Launch]], Fused | None]

@@ -89,7 +89,7 @@ class Mailbox:
 
     def posted(self, layer: int) -> int:
         """The number of the step whose post a layer has."""
-        return int(self._memory[self._posts[layer]["sequence"] :].view(np.int64)[0])
+        return abs(int(self._memory[self._posts[layer]["sequence"] :].view(np.int64)[0]))
 
     def chosen(self, layer: int, n: int) -> list[int]:
         """The first n ids that a layer's router chose in the last step."""

@@ -13,13 +13,13 @@ from gguf_moe_kernels.cpu.memory import atomic_load, atomic_store, load_i32, loa
 def await_post(args, chunk, thread):
     """For a waiting row: 0 before the post, then how many rows to go on."""
     a = carray(args, 1)[0]
-    if atomic_load(a.sequence) < load_i64(a.step, 0):
-        return 0
-    n_used = load_i64(a.n_used, 0)
-    if not n_used:
+    sequence, step = atomic_load(a.sequence), load_i64(a.step, 0)
+    if sequence == -step:
         return a.n_rows
+    if sequence < step:
+        return 0
     # Every thread stores the same number.
-    store_i64(a.n_places, 0, load_i32(a.first, 4 * n_used))
+    store_i64(a.n_places, 0, load_i32(a.first, 4 * load_i64(a.n_used, 0)))
     return 1
 
 

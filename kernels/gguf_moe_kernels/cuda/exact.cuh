@@ -84,11 +84,27 @@ __device__ __forceinline__ float largest_lane(float lane)
     return lane;
 }
 
+// Of whole numbers the order does not matter, and newer GPUs have an instruction. All lanes have the result.
 __device__ __forceinline__ int sum_lanes(int lane)
 {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(ALL_LANES, lane);
+#else
     for (int half = WARP / 2; half; half /= 2)
         lane += __shfl_xor_sync(ALL_LANES, lane, half);
     return lane;
+#endif
+}
+
+__device__ __forceinline__ unsigned largest_lane(unsigned lane)
+{
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(ALL_LANES, lane);
+#else
+    for (int half = WARP / 2; half; half /= 2)
+        lane = max(lane, __shfl_xor_sync(ALL_LANES, lane, half));
+    return lane;
+#endif
 }
 
 // A dot product by one warp: each lane's chain, and the chain of what is left behind the last 32. Parts of the

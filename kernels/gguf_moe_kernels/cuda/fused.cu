@@ -2,7 +2,6 @@
 #include "meeting.cuh"
 #include "norm.cuh"
 #include "quantize.cuh"
-#include "topk.cuh"
 
 constexpr int THREADS = NORM_THREADS, WARPS = THREADS / WARP;
 
@@ -85,18 +84,6 @@ KERNEL(join_norm_quantize, JoinNormQuantize, THREADS)
     for (int i = 4 * threadIdx.x; i < join.n; i += 4 * THREADS)
         NormRow::four(out, i) = NormRow::four(norm_row.x, i) = join_four(join, addends, row, i);
     norm_row.norm_and_quantize(a.norm, row);
-}
-
-// One block: the choice for one token, its experts' places, and what the CPU is to do.
-KERNEL(choose_and_post, ChooseAndPost, THREADS)
-{
-    if (count_at(a.topk.rows)) {
-        choose_experts(a.topk, 0);
-        __syncthreads();
-    }
-    const ExpertRows &places = a.places;
-    rank_few(places_of(places), at<const int>(places.ids), count_at(places.rows) * places.k, places.k, [](int) { return true; });
-    post_missing(a.post);
 }
 
 // Types of the cache: a lane stores element i of all that the cache has; those of a warp's lanes are neighbours.

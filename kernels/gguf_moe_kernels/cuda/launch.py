@@ -151,9 +151,18 @@ def _moe_topk(a: Any, rows: int) -> Launch:
     return Launch((rows,), (256,), 4 * (2 * a.n_expert + a.n_group + 2 * a.k))
 
 
-@RULES.of("fused.choose_and_post")
+@RULES.of("choose.choose_and_post")
 def _choose_and_post(a: Any, rows: int) -> Launch:
     return _moe_topk(a.topk, 1)
+
+
+MOST_CHOSEN, EXPERTS_AT_ONCE = 32, (128, 512)
+"""The numbers of choose.cu: experts that are chosen at most, and how many there may be to choose from."""
+
+
+@RULES.of(*(f"choose.choose_and_post_{n}" for n in EXPERTS_AT_ONCE))
+def _choose_and_post_few(a: Any, rows: int) -> Launch:
+    return Launch((1,), (128,))
 
 
 @RULES.of("moe.expert_rows", "mailbox.mailbox_post")

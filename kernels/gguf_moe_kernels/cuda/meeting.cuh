@@ -7,18 +7,30 @@ __device__ __forceinline__ void copy_rows(const long long from, const long long 
 {
     const uint4 *source = at<const uint4>(from);
     uint4 *target = at<uint4>(to);
-    for (long long i = threadIdx.x; i < (size + 15) / 16; i += PLACES_THREADS)
+    for (long long i = threadIdx.x; i < (size + 15) / 16; i += blockDim.x)
         target[i] = source[i];
 }
 
-// By one block. The sequence number is written last: whoever reads it finds all the rest.
+// By one block: the activations, and last the sequence number: whoever reads it finds all that the block wrote before.
+__device__ __forceinline__ void post_rows(const MailboxPost &a, long long rows, long long step)
+{
+    copy_rows(a.x, a.x_out, a.x_size * rows);
+    if (a.x_2)
+        copy_rows(a.x_2, a.x_2_out, a.x_2_size * rows);
+    // What the other threads wrote is before thread 0's release, because of the barrier.
+    __syncthreads();
+    if (threadIdx.x == 0)
+        store_release_system(at<long long>(a.sequence), step);
+}
+
+// By one block.
 __device__ __forceinline__ void post_missing(const MailboxPost &a)
 {
     if (count_at(a.aborted))
         return;
     const int *ids = at<const int>(a.ids);
     const long long *weights = at<const long long>(a.weights);
-    long long rows = count_at(a.rows);
+    long long rows = count_at(a.rows), step = count_at(a.step);
     int n = rows * a.k, t = threadIdx.x;
     Places places{at<int>(a.used), at<long long>(a.n_used), at<int>(a.first), at<int>(a.x_index), at<int>(a.missing_place)};
     int n_missing = rank_few(places, ids, n, a.k, [weights](int expert) { return weights[expert] == 0; });
@@ -28,15 +40,10 @@ __device__ __forceinline__ void post_missing(const MailboxPost &a)
     }
     if (t == 0)
         *at<long long>(a.n_missing) = n_missing;
-    if (n_missing) {
-        copy_rows(a.x, a.x_out, a.x_size * rows);
-        if (a.x_2)
-            copy_rows(a.x_2, a.x_2_out, a.x_2_size * rows);
-    }
-    // What the other threads wrote is before thread 0's release, because of the barrier.
-    __syncthreads();
-    if (t == 0)
-        store_release_system(at<long long>(a.sequence), count_at(a.step));
+    if (n_missing)
+        post_rows(a, rows, step);
+    else if (t == 0)
+        store_relaxed_system(at<long long>(a.sequence), -step);
 }
 
 // What the waiting thread tells the other blocks, in `ready`.

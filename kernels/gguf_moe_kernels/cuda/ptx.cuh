@@ -65,6 +65,12 @@ __device__ __forceinline__ void store_release_system(long long *word, long long 
     asm volatile("st.release.sys.s64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
 
+// The host sees it some time later; nothing is said about when it sees what was written before.
+__device__ __forceinline__ void store_relaxed_system(long long *word, long long value)
+{
+    asm volatile("st.relaxed.sys.s64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+
 __device__ __forceinline__ void sleep_nanoseconds(unsigned n)
 {
     asm volatile("nanosleep.u32 %0;" ::"r"(n));

@@ -12,9 +12,7 @@ __device__ __forceinline__ float through_f16(float x)
 // bits: infinity and NaN come last.
 __device__ __forceinline__ float finite_or_nan(unsigned magnitude)
 {
-    for (int half = WARP / 2; half; half /= 2)
-        magnitude = max(magnitude, __shfl_xor_sync(ALL_LANES, magnitude, half));
-    float amax = __uint_as_float(magnitude);
+    float amax = __uint_as_float(largest_lane(magnitude));
     return amax + (amax - amax);
 }
 

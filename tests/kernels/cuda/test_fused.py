@@ -5,7 +5,6 @@ import pytest
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ActivationFormat
-from gguf_moe_kernels.gating import Gating
 
 FORMATS = (ActivationFormat.Q8_0, ActivationFormat.Q8_1, ActivationFormat.Q8_K)
 
@@ -120,40 +119,3 @@ def test_join_norm_quantize(rng, call, assert_same_bits, n, n_missing, has_weigh
     for both in (sums, normed, quantized):
         assert both[0].any()
         assert_same_bits(both[1], both[0])
-
-
-def test_choose_and_post(rng, call, assert_same_bits):
-    n_expert, k = 24, 4
-    logits, x = normal(rng, 1, n_expert), rng.integers(0, 256, (1, 64), np.uint8)
-    weights_of = np.where(np.arange(n_expert) % 2, 0x1000, 0).astype(np.int64)
-    results = []
-    for is_fused in (False, True):
-        ids, mine = np.zeros((1, k), np.int32), logits.copy()
-        topk = {"logits": mine, "selection": mine, "ids": ids, "weights": np.zeros((1, k), np.float32)}
-        topk |= {"bias": 0, "group_scores": 0, "given": 0, "given_stride": 0, "n_expert": n_expert, "k": k}
-        topk |= {"n_group": 1, "n_group_used": 1, "gating": Gating.SOFTMAX, "normalize": 1, "rows": 1}
-        topk |= {"weights_scale": 1.0}
-        places = {name: np.zeros(n_expert + 1, np.int32) for name in ("used", "first", "token", "counts")}
-        places |= {"place": np.zeros((1, k), np.int32), "n_used": np.zeros(1, np.int64), "ids": ids}
-        places |= {"n_expert": n_expert, "k": k, "rows": 1}
-        post = {name: np.zeros(k + 1, np.int32) for name in ("used", "first", "x_index", "place", "all_ids")}
-        post |= {name: np.zeros(1, np.int64) for name in ("n_used", "n_missing", "sequence", "aborted")}
-        post |= {
-            "missing_place": np.zeros((1, k), np.int32),
-            "x_out": np.zeros_like(x),
-            "x_2": 0,
-            "x_2_out": 0,
-        }
-        post |= {"ids": ids, "weights": weights_of, "x": x, "x_size": 64, "x_2_size": 0, "k": k}
-        post |= {"step": 7, "rows": 1}
-        if is_fused:
-            call("fused.choose_and_post", structs.CHOOSE_AND_POST, topk=topk, places=places, post=post)
-        else:
-            call("moe.moe_topk", structs.MOE_TOPK, **topk)
-            call("moe.expert_rows", structs.EXPERT_ROWS, **places)
-            call("mailbox.mailbox_post", structs.MAILBOX_POST, **post)
-        arrays = [value for part in (topk, places, post) for value in part.values()]
-        results.append([array for array in arrays if isinstance(array, np.ndarray)])
-        assert post["sequence"][0] == 7
-    for fused, alone in zip(results[1], results[0], strict=True):
-        assert_same_bits(fused, alone)

@@ -61,10 +61,11 @@ def test_a_post_lists_the_missing_experts_as_if_they_were_all(rng, post, rows):
     assert out["sequence"][0] == 5
 
 
-def test_a_post_without_misses_still_has_a_number(post):
+def test_a_post_without_misses_is_a_negative_number_and_nothing_else(post):
     out = post(np.array([[4, 2]], np.int32), missing=())
-    assert (out["n_used"][0], out["n_missing"][0], out["sequence"][0]) == (0, 0, 5)
-    assert out["place"].tolist() == [[-1, -1]]
+    assert (out["n_missing"][0], out["sequence"][0]) == (0, -5)
+    assert out["missing_place"].tolist() == [[-1, -1]]
+    assert out["all_ids"].tolist() == [[4, 2]]
     assert not out["x_out"].any()
 
 

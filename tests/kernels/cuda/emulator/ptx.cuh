@@ -58,6 +58,11 @@ inline void store_release_system(long long *word, long long value)
     __atomic_store_n(word, value, __ATOMIC_RELEASE);
 }
 
+inline void store_relaxed_system(long long *word, long long value)
+{
+    __atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
+
 inline void sleep_nanoseconds(unsigned)
 {
     emulator::yield();
