@@ -38,6 +38,8 @@ class LoadTimes:
     load_s: float = 0.0
     compile_s: float = 0.0
     n_compiled: int = 0
+    is_kept: bool = False
+    """Whether the cache on disk has what was compiled."""
 
 
 class Loaded:
@@ -62,7 +64,13 @@ class Loaded:
             weights = self._read(options)
             self.kv_kind: Kind = placement.kv_kind(options.kv_type, self.hparams, weights)
             device = gpu_placement.open_device(
-                options.device, self.arch, self.hparams, weights, self.kv_kind, options.cache_dir
+                options.device,
+                self.arch,
+                self.hparams,
+                weights,
+                self.kv_kind,
+                options.cache_dir,
+                options.vram,
             )
             if device:
                 opened.callback(device.close)
@@ -145,6 +153,7 @@ class Loaded:
         else:
             self.times.n_compiled = start_on_cpu(self.context, self.library, self.n_threads, compiling)
         self.times.compile_s = time.perf_counter() - start
+        self.times.is_kept = self.library.keeps
         if self.gpu and budget:
             start_on_gpu(self.context, self.gpu, budget, self.library)
         if options.mmap:

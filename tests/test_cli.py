@@ -307,6 +307,19 @@ def test_a_read_only_cache_directory_is_no_obstacle(command, tmp_path):
     assert b"cannot keep compiled kernels" in done.stderr
 
 
+def test_warmup_fails_where_nothing_is_kept(command):
+    done = command("warmup", "-m", FIXTURE, "--cache-dir", "/dev/null")
+    assert done.returncode == 1
+    assert b"\nError: no cache directory keeps the kernels" in done.stderr
+
+
+def test_an_empty_cache_directory_is_not_the_current_one(command, tmp_path):
+    done = command(*generate(PROMPT, "--cache-dir", ""), cwd=tmp_path)
+    assert done.returncode == 2
+    assert b"'--cache-dir': the name is empty" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_reader_that_leaves_early_is_no_error_message(kernel_cache):
     line = f"'{sys.executable}' -m gguf_moe inspect '{FIXTURE}' | head -n 1"
     done = subprocess.run(
@@ -351,6 +364,26 @@ def test_ctrl_c_ends_a_measurement_with_130(kernel_cache):
     rest, error = process.communicate(timeout=20)
     assert process.returncode == 130
     assert rest == error.strip() == b""
+
+
+def test_ctrl_c_while_modules_are_imported_ends_with_130():
+    program = """
+import sys
+from gguf_moe.__main__ import main
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+main()
+"""
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    environ = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=TIMEOUT, env=environ)
+    assert done.returncode == 130
+    assert done.stderr == b""
 
 
 def test_ctrl_c_ends_soon_with_130(kernel_cache, tmp_path):

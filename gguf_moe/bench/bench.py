@@ -185,8 +185,8 @@ class Bench:
             raise
 
     def _open_device(self) -> Device | None:
-        device, cache = self._options.device, self._options.cache_dir
-        return open_device(device, self.arch, self.hparams, self._weights, self._kv_kind, cache)
+        device, cache, vram = self._options.device, self._options.cache_dir, self._options.vram
+        return open_device(device, self.arch, self.hparams, self._weights, self._kv_kind, cache, vram)
 
     def _load_routing(self, path: str | os.PathLike[str]) -> Routing:
         routing, hp = load_routing(path), self.hparams

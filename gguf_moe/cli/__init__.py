@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Here errors become exit codes, and here alone the environment counts.
 
 Only results go to stdout; progress, notes and the final line go to stderr.
-Exit codes: 0 done, 1 an error of ours, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error of ours, 2 wrong usage, 130 interrupted (__main__.py).
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import click
 import gguf_moe
 from gguf_moe.cli import bench, chat, evaluate, generate, inspect, plan, pull, serve, text, warmup
 from gguf_moe.errors import GGUFMoeError
-
-INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -46,7 +44,7 @@ for command in (
 
 
 def main() -> None:
-    """The entry point of the `gguf-moe` command."""
+    """Run the command line. Ctrl-C is a KeyboardInterrupt."""
     _open_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
@@ -57,8 +55,8 @@ def main() -> None:
     except click.ClickException as e:
         e.show()
         sys.exit(e.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except BrokenPipeError:
         _drop_stdout()  # the reader has gone (`| head`)
         sys.exit(1)

@@ -24,6 +24,19 @@ MAX_PROMPT_BYTES = 64 << 20
 DEMO_MODEL = Path(__file__).parents[1] / "models" / "demo.gguf"
 """What a command runs that can do without -m."""
 
+
+class CacheDir(click.Path):
+    """A directory, which may not be there yet."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("the name is empty; give a directory, or leave the option out.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 model_option = click.option(
     "-m",
     "--model",
@@ -55,7 +68,7 @@ no_mmap_option = click.option(
 )
 cache_dir_option = click.option(
     "--cache-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=CacheDir(),
     envvar="GGUF_MOE_CACHE_DIR",
     help="Where compiled kernels are kept.  [env: GGUF_MOE_CACHE_DIR]",
 )

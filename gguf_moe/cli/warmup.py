@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from gguf_moe.cli.common import ProgressLine, load, model_option, runtime_options
+from gguf_moe.errors import OptionError
 
 
 @click.command()
@@ -17,3 +18,5 @@ def warmup(path: str, runtime: dict[str, Any]) -> None:
     with load(path, runtime, ProgressLine()) as model:
         times = model.load_times
         click.echo(f"compiled {times.n_compiled} kernels in {times.compile_s:.1f} s", err=True)
+        if times.n_compiled and not times.is_kept:
+            raise OptionError("no cache directory keeps the kernels; choose another one with --cache-dir.")

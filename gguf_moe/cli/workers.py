@@ -55,7 +55,7 @@ def fill_cache(
             if progress:
                 progress(done, n_done, len(names))
     if n_done < len(names):
-        logger.warning("a process that compiles kernels has failed; the rest is compiled without it")
+        logger.warning("a process that compiles kernels has ended too early; the rest is compiled without it")
 
 
 def _biggest_first(names: list[str]) -> list[str]:

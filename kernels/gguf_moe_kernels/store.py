@@ -46,7 +46,7 @@ class CodeStore:
             unfinished.write_bytes(hashlib.sha256(code).digest() + code)
             unfinished.replace(path)
         except OSError as e:
-            logger.warning("cannot keep compiled kernels in %s: %s", self.directory, e)
+            _warn(self.directory, e)
             unfinished.unlink(missing_ok=True)
             self.directory = None
 
@@ -57,9 +57,22 @@ def _is_private(directory: Path) -> bool:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
     except OSError as e:
-        logger.warning("cannot keep compiled kernels in %s: %s", directory, e)
+        _warn(directory, e)
         return False
     if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        logger.warning("not using %s for compiled kernels: other users can write to it", directory)
+        logger.warning(
+            "%s is not used for compiled kernels, as other users can write to it; take the right from them "
+            "(chmod go-w), or choose another cache directory",
+            directory,
+        )
         return False
     return True
+
+
+def _warn(directory: Path, error: OSError) -> None:
+    logger.warning(
+        "cannot keep compiled kernels in %s (%s), so that every start compiles them again; make room there, "
+        "or choose another cache directory",
+        directory,
+        error.strerror,
+    )

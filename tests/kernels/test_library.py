@@ -90,6 +90,7 @@ def test_a_directory_that_cannot_be_written_is_done_without(tmp_path, caplog, mo
     library = KernelLibrary(tmp_path)
     assert library.prepare([KERNEL, "f16.dequantize"]) == 2
     assert caplog.text.count("cannot keep compiled kernels") == 1
+    assert not library.keeps
 
 
 def test_a_new_directory_is_closed_to_others(tmp_path):

@@ -67,12 +67,19 @@ def check_options(vram: str | None, policy: str) -> None:
 
 
 def open_device(
-    name: str, arch: Arch, hparams: HParams, weights: Weights, kv_kind: Kind, cache: Path | None
+    name: str,
+    arch: Arch,
+    hparams: HParams,
+    weights: Weights,
+    kv_kind: Kind,
+    cache: Path | None,
+    vram: str | None = None,
 ) -> Device | None:
     """The GPU of this name ("cuda:N", "cuda"); for "auto" the first one, or None if it cannot run the model.
 
-    kv_kind: the type of the KV cache. `cache` is where compiled kernels are kept. Raises DeviceError or
-    UnsupportedModelError for a GPU that was asked for.
+    kv_kind: the type of the KV cache. `cache` is where compiled kernels are kept. vram: memory that was asked
+    for; then it is a warning that "auto" finds no GPU. Raises DeviceError or UnsupportedModelError for a GPU
+    that was asked for by its name.
     """
     if name == "cpu":
         return None
@@ -83,7 +90,8 @@ def open_device(
     except (DeviceError, UnsupportedModelError) as e:
         if name != "auto":
             raise
-        logger.info("the model runs on the CPU: %s", e)
+        reason = str(e).removesuffix(".").removesuffix("; use --device cpu")
+        logger.log(logging.WARNING if vram else logging.INFO, "the model runs on the CPU alone: %s", reason)
         return None
 
 

@@ -55,7 +55,7 @@ class KernelLibrary:
             self._target = Target.numba()
             missing = self._load_cached(missing)
         total = len(missing)
-        if total > 1 and self._fill_cache and self._store.directory and self._store.is_writable:
+        if total > 1 and self._fill_cache and self._store.directory and self.keeps:
             self._fill_cache(self._store.directory, missing, progress)
             missing = self._load_cached(missing)
         for done, name in enumerate(missing, total - len(missing)):
@@ -65,6 +65,11 @@ class KernelLibrary:
             self._store.write(self._file(name), code)
             self._load(name, code)
         return total
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the cache on disk takes what is compiled; False without one, or once writing has failed."""
+        return self._store.is_writable
 
     def close(self) -> None:
         """Free the machine code."""

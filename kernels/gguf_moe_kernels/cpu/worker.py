@@ -1,7 +1,7 @@
 """A process that compiles kernels into a cache directory: python -m gguf_moe_kernels.cpu.worker DIRECTORY.
 
 It reads names from stdin, one a line, and says each again on stdout when the kernel is in the cache. It ends
-with stdin, or by a traceback if a kernel does not compile.
+with stdin, when the cache takes nothing more, or by a traceback if a kernel does not compile.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ def main() -> None:
     library = KernelLibrary(Path(sys.argv[1]))
     for line in sys.stdin:
         library.prepare([line.strip()])
+        if not library.keeps:
+            return
         sys.stdout.write(line)
         sys.stdout.flush()
 

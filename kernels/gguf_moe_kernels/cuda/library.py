@@ -41,7 +41,7 @@ def import_cupy() -> Any:
         cupy = importlib.import_module("cupy")
     except ImportError as e:
         raise CudaError(
-            f"the GPU needs CuPy, which cannot be imported ({_first_line(e)}): "
+            f"CuPy cannot be imported ({_first_line(e)}): "
             "install gguf-moe[cuda13] or gguf-moe[cuda12], whichever the driver supports"
         ) from e
     try:

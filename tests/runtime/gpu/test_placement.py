@@ -26,6 +26,18 @@ def test_a_model_with_an_operation_that_the_gpu_lacks_runs_on_the_cpu(model, mon
     monkeypatch.setattr(ops, "OPS", ops.OPS - {Op.ROPE})
     with caplog.at_level(logging.INFO):
         assert placement.open_device("auto", *model, Kind.F16, None) is None
-    assert "runs on the CPU: the GPU does not have this model's rope operation yet" in caplog.text
+    assert "runs on the CPU alone: the GPU does not have this model's rope operation yet" in caplog.text
     with pytest.raises(UnsupportedModelError, match="rope operation yet; use --device cpu"):
         placement.open_device("cuda:0", *model, Kind.F16, None)
+
+
+def test_who_asks_for_gpu_memory_is_warned_where_no_gpu_is_used(model, monkeypatch, caplog):
+    monkeypatch.delitem(ops._LOWER, Op.ROPE)
+    with caplog.at_level(logging.WARNING):
+        assert placement.open_device("auto", *model, Kind.F16, None) is None
+        assert not caplog.text
+        assert placement.open_device("auto", *model, Kind.F16, None, "12G") is None
+        assert "runs on the CPU alone" in caplog.text
+        caplog.clear()
+        assert placement.open_device("cpu", *model, Kind.F16, None, "12G") is None
+        assert not caplog.text
