@@ -10,26 +10,32 @@ __device__ __forceinline__ void quantize_row(const NormQuantize &a, const float 
 {
     int warp = threadIdx.x / WARP;
     if (a.q8_k)
+#pragma unroll 1
         for (int ib = warp; ib < a.n / 256; ib += WARPS)
             quantize_256(x, a.n, ib, at<unsigned char>(a.q8_k) + row * a.q8_k_stride);
     if (a.q8_0)
+#pragma unroll 1
         for (int ib = warp; ib < a.n / 32; ib += WARPS)
             quantize_32<false>(x, a.n, ib, at<unsigned char>(a.q8_0) + row * a.q8_0_stride);
     if (a.q8_1)
+#pragma unroll 1
         for (int ib = warp; ib < a.n / 32; ib += WARPS)
             quantize_32<true>(x, a.n, ib, at<unsigned char>(a.q8_1) + row * a.q8_1_stride);
 }
 
-// A row and the norm's weight in shared memory: all of both is asked for at once. The weight comes before the step.
+// A row and the norm's weight in shared memory. The weight is on its way as soon as the block begins.
 struct NormRow {
     float *x, *weight; // [n]
 
     __device__ __forceinline__ NormRow(const NormQuantize &a)
     {
         x = reinterpret_cast<float *>(dynamic_shared), weight = x + a.n;
-#pragma unroll 4
-        for (int i = 4 * threadIdx.x; i < a.n; i += 4 * THREADS)
-            four(weight, i) = a.weight ? four(at<float>(a.weight), i) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+        for (int i = 4 * threadIdx.x; i < a.n; i += 4 * THREADS) {
+            if (a.weight)
+                copy_16(weight + i, at<const float>(a.weight) + i);
+            else
+                four(weight, i) = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+        }
     }
 
     static __device__ __forceinline__ float4 &four(float *from, int i)
@@ -40,11 +46,16 @@ struct NormRow {
     // The norm of x, which all threads have written.
     __device__ __forceinline__ void norm_and_quantize(const NormQuantize &a, long long row)
     {
-        float *out = at<float>(a.out) + row * a.n;
+        float *out = at<float>(a.out) + row * a.n, sum;
+        wait_for_copies();
         __syncthreads();
-        float sum = a.n <= SHORT ? squares_by_warp(x, a.n) : squares_by_block(x, a.n);
+        if (a.n <= SHORT) {
+            sum = squares_by_warp(x, a.n);
+            __syncthreads(); // all have read x
+        } else {
+            sum = squares_by_block(x, a.n); // with a barrier after x is read
+        }
         float factor = norm_factor(sum, a.n, a.eps);
-        __syncthreads(); // all have read x
 #pragma unroll 4
         for (int i = threadIdx.x; i < a.n; i += THREADS) {
             float value = x[i] * factor * weight[i];
@@ -55,34 +66,36 @@ struct NormRow {
     }
 };
 
-// One block a row.
+// One block a row. There is memory for the row, whether the step has it or not.
 KERNEL(norm_quantize, NormQuantize, THREADS)
 {
-    NormRow norm_row(a);
     long long row = blockIdx.x;
-    if (row >= count_at(a.rows))
-        return;
-    float *x = at<float>(a.x) + row * a.n;
-#pragma unroll 4
+    NormRow norm_row(a);
     for (int i = 4 * threadIdx.x; i < a.n; i += 4 * THREADS)
-        NormRow::four(norm_row.x, i) = NormRow::four(x, i);
-    norm_row.norm_and_quantize(a, row);
+        copy_16(norm_row.x + i, at<const float>(a.x) + row * a.n + i);
+    if (row < count_at(a.rows))
+        norm_row.norm_and_quantize(a, row);
 }
 
 // One block a row. Leaves all as it is if the step is given up.
 KERNEL(join_norm_quantize, JoinNormQuantize, THREADS)
 {
     __shared__ Addends addends;
-    NormRow norm_row(a.norm);
     const MoeJoin &join = a.join;
     long long row = blockIdx.x;
+    NormRow norm_row(a.norm);
+    find_addends(join, row, addends);
     if (!may_join(join) || row >= count_at(join.rows))
         return;
-    find_addends(join, row, addends);
     float *out = at<float>(join.out) + row * join.n;
-#pragma unroll 2
-    for (int i = 4 * threadIdx.x; i < join.n; i += 4 * THREADS)
-        NormRow::four(out, i) = NormRow::four(norm_row.x, i) = join_four(join, addends, row, i);
+    for (int i = 4 * threadIdx.x; i < join.n; i += 4 * THREADS * COLUMNS) {
+        float4 sums[COLUMNS];
+        join_columns(join, addends, row, i, 4 * THREADS, sums);
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++)
+            if (int at = i + 4 * THREADS * c; at < join.n)
+                NormRow::four(out, at) = NormRow::four(norm_row.x, at) = sums[c];
+    }
     norm_row.norm_and_quantize(a.norm, row);
 }
 

@@ -108,7 +108,8 @@ __device__ __forceinline__ bool meet_cpu(const Args &a)
 // Whether the sum may be made: false if the step is given up.
 __device__ __forceinline__ bool may_join(const MoeJoin &a)
 {
-    return !count_at(a.aborted) && (!count_at(a.n_missing) || meet_cpu(a));
+    long long aborted = count_at(a.aborted), n_missing = count_at(a.n_missing);
+    return !aborted && (!n_missing || meet_cpu(a));
 }
 
 // MOE_SUM's element i of a row, whose addends lie on either side.
@@ -151,13 +152,12 @@ __device__ __forceinline__ void add_weighted(float4 &sum, float weight, const fl
     sum.z = __fmaf_rn(weight, x.z, sum.z), sum.w = __fmaf_rn(weight, x.w, sum.w);
 }
 
-__device__ __forceinline__ void add(float4 &sum, const float *x)
+__device__ __forceinline__ void add(float4 &sum, const float4 &more)
 {
-    float4 more = *reinterpret_cast<const float4 *>(x);
     sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
 }
 
-// By all threads of a block, into shared memory.
+// By all threads of a block, into shared memory. A row that the step does not have may have anything there.
 __device__ __forceinline__ void find_addends(const MoeJoin &a, long long row, Addends &addends)
 {
     int j = threadIdx.x;
@@ -165,37 +165,57 @@ __device__ __forceinline__ void find_addends(const MoeJoin &a, long long row, Ad
         long long choice = row * a.k + j;
         int missing = at<const int>(a.missing_place)[choice];
         long long place = at<const int>(a.place)[choice];
+        addends.weight[j] = weight_at(a.weights, choice);
         if (missing < 0)
             addends.first[j] = addends.x[j] = at<const float>(a.x) + place * a.n;
         else {
             addends.first[j] = at<const float>(a.x_link) + place * a.split;
             addends.x[j] = at<const float>(a.x_missing) + missing * (a.n - a.split) - a.split;
         }
-        addends.weight[j] = weight_at(a.weights, choice);
     }
     __syncthreads();
 }
 
-// join_element of the elements i .. i + 3. Several addends are asked for before the first is needed.
-__device__ __forceinline__ float4 join_four(const MoeJoin &a, const Addends &addends, long long row, long long i)
+// Fours of elements that a thread sums at once, and addends of each: all of them are asked for before one is used.
+constexpr int COLUMNS = 2, AT_ONCE = 8;
+
+// sums[c] = join_element of the elements i + c * step and the three behind it, where there are such.
+__device__ __forceinline__ void join_columns(
+    const MoeJoin &a, const Addends &addends, long long row, int i, int step, float4 (&sums)[COLUMNS])
 {
-    constexpr int AT_ONCE = 8;
+    float4 shared[COLUMNS], residual[COLUMNS];
     int k = a.k;
-    const float *const *from = i < a.split ? addends.first : addends.x;
-    float4 sum = {};
-    for (int first = 0; first < k; first += AT_ONCE) {
-        float4 x[AT_ONCE];
 #pragma unroll
-        for (int j = 0; j < AT_ONCE; j++)
-            x[j] = load_fresh(from[min(first + j, k - 1)] + i);
+    for (int c = 0; c < COLUMNS; c++) {
+        bool is_there = i + c * step < a.n;
+        long long at_row = row * a.n + i + c * step;
+        sums[c] = {};
+        if (a.shared && is_there)
+            shared[c] = *at<const float4>(a.shared + 4 * at_row);
+        if (a.residual && is_there)
+            residual[c] = *at<const float4>(a.residual + 4 * at_row);
+    }
+#pragma unroll 1
+    for (int first = 0; first < k; first += AT_ONCE) {
+        float4 x[COLUMNS][AT_ONCE];
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++)
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++)
+                if (int column = i + c * step; first + j < k && column < a.n)
+                    x[c][j] = load_fresh((column < a.split ? addends.first : addends.x)[first + j] + column);
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++)
             if (first + j < k)
-                add_weighted(sum, addends.weight[first + j], x[j]);
+#pragma unroll
+                for (int c = 0; c < COLUMNS; c++)
+                    add_weighted(sums[c], addends.weight[first + j], x[c][j]);
     }
-    if (a.shared)
-        add(sum, at<const float>(a.shared) + row * a.n + i);
-    if (a.residual)
-        add(sum, at<const float>(a.residual) + row * a.n + i);
-    return sum;
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+        if (a.shared)
+            add(sums[c], shared[c]);
+        if (a.residual)
+            add(sums[c], residual[c]);
+    }
 }

@@ -22,6 +22,25 @@ __device__ __forceinline__ float4 load_fresh(const float *address)
     return four;
 }
 
+// 16 bytes from global to shared memory, without a wait where the GPU can do that; after wait_for_copies this thread
+// finds its copies there, and after a barrier all threads do.
+__device__ __forceinline__ void copy_16(void *shared, const void *global)
+{
+#if __CUDA_ARCH__ >= 800
+    unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+#else
+    *static_cast<uint4 *>(shared) = *static_cast<const uint4 *>(global);
+#endif
+}
+
+__device__ __forceinline__ void wait_for_copies()
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // Bring the line that holds this address into the second-level cache.
 __device__ __forceinline__ void prefetch(const void *address)
 {

@@ -12,6 +12,13 @@
 
 inline void prefetch(const void *) {}
 
+inline void copy_16(void *shared, const void *global)
+{
+    memcpy(shared, global, 16);
+}
+
+inline void wait_for_copies() {}
+
 inline float4 load_fresh(const float *address)
 {
     return *reinterpret_cast<const float4 *>(address);
