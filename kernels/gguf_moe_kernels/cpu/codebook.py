@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gguf_moe_kernels.cpu.memory import I1, I8, I32, I64
+from gguf_moe_kernels.cpu.memory import I32, I64
 from gguf_moe_kernels.cpu.vector import Vector, f32x16, i8x32, i8x64, splat
 
 BYTE_ONES = 0x0101010101010101
@@ -49,32 +49,6 @@ def make_codebook(entries: np.ndarray) -> Callable[..., Any]:
         return result(*[types.int64] * 8), codegen
 
     return entry_of
-
-
-def _where(builder: ir.IRBuilder, bits: ir.Value, yes: ir.Value, no: ir.Value) -> ir.Value:
-    return builder.select(builder.bitcast(bits, ir.VectorType(I1, 64)), yes, no)
-
-
-@intrinsic
-def negative_where(typingctx, v, bits):
-    """The bytes of v, with the other sign where the int64 `bits` has a 1."""
-
-    def codegen(context, builder, sig, args):
-        v, bits = args
-        return _where(builder, bits, builder.sub(ir.Constant(v.type, [0] * 64), v), v)
-
-    return i8x64(i8x64, types.int64), codegen
-
-
-@intrinsic
-def add_where(typingctx, v, bits, n):
-    """The bytes of v, plus n where the int64 `bits` has a 1."""
-
-    def codegen(context, builder, sig, args):
-        v, bits, n = args
-        return _where(builder, bits, builder.add(v, splat(builder, builder.trunc(n, I8), 64)), v)
-
-    return i8x64(i8x64, types.int64, types.int64), codegen
 
 
 @intrinsic

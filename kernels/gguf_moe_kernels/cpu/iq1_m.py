@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from numba import njit
 
+from gguf_moe_kernels.cpu.bits import add_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
-from gguf_moe_kernels.cpu.codebook import add_where, bytes_of_3_bits, odd, times
+from gguf_moe_kernels.cpu.codebook import bytes_of_3_bits, odd, times
 from gguf_moe_kernels.cpu.iq1_s import EIGHTH, entry_of
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile

@@ -10,8 +10,9 @@ import numpy as np
 from numba import njit
 
 from gguf_moe_kernels.codebooks import CODEBOOKS
+from gguf_moe_kernels.cpu.bits import add_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
-from gguf_moe_kernels.cpu.codebook import add_where, make_codebook, odd, times
+from gguf_moe_kernels.cpu.codebook import make_codebook, odd, times
 from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, gather_columns
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile

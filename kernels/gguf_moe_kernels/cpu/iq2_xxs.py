@@ -10,8 +10,9 @@ import numpy as np
 from numba import njit
 
 from gguf_moe_kernels.codebooks import CODEBOOKS
+from gguf_moe_kernels.cpu.bits import negative_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
-from gguf_moe_kernels.cpu.codebook import even_signs, make_codebook, negative_where, odd, times
+from gguf_moe_kernels.cpu.codebook import even_signs, make_codebook, odd, times
 from gguf_moe_kernels.cpu.codebook_tables import (
     HAS_TABLES,
     eight_bytes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from numba import njit
 
 from gguf_moe_kernels.codebooks import CODEBOOKS
+from gguf_moe_kernels.cpu.bits import negative_where
 from gguf_moe_kernels.cpu.block import (
     Layout,
     gather_u16,
@@ -17,7 +18,7 @@ from gguf_moe_kernels.cpu.block import (
     store_d,
     store_scales,
 )
-from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, negative_where, odd
+from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, odd
 from gguf_moe_kernels.cpu.codebook_tables import HAS_TABLES, make_weights, ninth_bits, widened
 from gguf_moe_kernels.cpu.memory import load_i64, load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from numba import njit
 
+from gguf_moe_kernels.cpu.bits import bits_to_bytes
 from gguf_moe_kernels.cpu.block import Layout, gather_u32, make_dequantize, store_d, store_dmin
 from gguf_moe_kernels.cpu.memory import load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import bits_to_bytes, high_f16, load_i8x16, low_f16, shifted_twice
+from gguf_moe_kernels.cpu.vector import high_f16, load_i8x16, low_f16, shifted_twice
 
 LAYOUT = Layout(block_size=32, type_size=24, has_minimum=True)
 

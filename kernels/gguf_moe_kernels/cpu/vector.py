@@ -18,7 +18,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, models, register_model
 
 from gguf_moe_kernels.cpu.half import f16_to_f32
-from gguf_moe_kernels.cpu.memory import F16, F32, I1, I8, I16, I32, I64, make_load, make_store, pointer
+from gguf_moe_kernels.cpu.memory import F16, F32, I8, I16, I32, I64, make_load, make_store, pointer
 
 
 class Vector(types.Type):
@@ -181,17 +181,6 @@ def shifted_twice(typingctx, v, first, second):
         return builder.bitcast(moved, result.llvm)
 
     return result(v, types.int64, types.int64), codegen
-
-
-@intrinsic
-def bits_to_bytes(typingctx, bits):
-    """i8x32 whose byte j is 1 where bit j of the int64 `bits` is set, else 0."""
-
-    def codegen(context, builder, sig, args):
-        mask = builder.bitcast(builder.trunc(args[0], I32), ir.VectorType(I1, 32))
-        return builder.zext(mask, i8x32.llvm)
-
-    return i8x32(types.int64), codegen
 
 
 @intrinsic
