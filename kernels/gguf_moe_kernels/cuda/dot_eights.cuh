@@ -50,6 +50,8 @@ template <typename Block, int N_ROWS, int N_TOKENS, typename Weight, typename St
 __device__ __forceinline__ void dot_eights(const Weight &weight, const TokenRows &x, long long n_in, Store store)
 {
     constexpr int N = N_ROWS * N_TOKENS, MINE = N < 8 ? 1 : N / 8;
+    // Four rows leave no registers for the blocks of two turns.
+    constexpr int UNROLL = N_ROWS < 4 ? 2 : 1;
     int part = lane_id() % 8, turn = lane_id() / 8, first_mine = part * N / 8;
     int n_blocks = n_in / 256, fours = (n_blocks + 3) / 4;
     float sum[MINE] = {};
@@ -62,7 +64,7 @@ __device__ __forceinline__ void dot_eights(const Weight &weight, const TokenRows
 #pragma unroll
     for (int r = 0; r < N_ROWS; r++)
         next[r].load(weight.row(r) + min(turn, n_blocks - 1) * Block::BYTES, part);
-#pragma unroll 2
+#pragma unroll UNROLL
     for (int four = 0; four < fours; four++) {
         Block blocks[N_ROWS];
         int ib = 4 * four + turn;
