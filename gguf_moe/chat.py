@@ -47,7 +47,7 @@ class Conversation:
         return len(self._ids)
 
     def check(self) -> None:
-        """Raise TemplateError if the model cannot chat."""
+        """Raise TemplateError if the chat template is broken, or refuses these messages."""
         self._render([*self.messages, _QUESTION])
 
     def replace(self, messages: list[dict[str, Any]]) -> None:

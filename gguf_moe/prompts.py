@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf_moe.constrain import NO_PREFACE, Grammar, preface_of, tool_choice_grammar
-from gguf_moe.errors import OptionError, TemplateError
+from gguf_moe.errors import OptionError
 from gguf_moe.text.call_formats import find_format
-from gguf_moe.text.chat_template import ChatTemplate
+from gguf_moe.text.chat_template import ChatTemplate, plain_template
 from gguf_moe.text.reasoning import Splitter, splitter_for
 from gguf_moe.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 Tools = Sequence[Mapping[str, Any]]
 Messages = Sequence[Mapping[str, Any]]
@@ -41,12 +44,16 @@ class ChatPrompt:
 
 
 class Prompts:
-    """Makes prompts for one model. path: its file, for errors."""
+    """Makes prompts for one model. path: its file, for messages.
+
+    Without a template the messages are one text, which the model continues; a warning says so once.
+    """
 
     def __init__(self, path: Path, tokenizer: Tokenizer, template: ChatTemplate | None):
         self._path = path
         self._tokenizer = tokenizer
-        self._template = template
+        self._template = template or plain_template(tokenizer)
+        self._warns = template is None
 
     def make(
         self, messages: Messages, *, tools: Tools | None = None, tool_choice: Any = None, **variables: Any
@@ -63,11 +70,9 @@ class Prompts:
 
     def render(self, messages: Messages, **variables: Any) -> str:
         """The text alone. Raises TemplateError."""
-        if self._template is None:
-            raise TemplateError(
-                f"{self._path}: the file has no chat template, so it only continues texts; "
-                "use gguf-moe generate, or completions instead of chat completions."
-            )
+        if self._warns:
+            self._warns = False
+            logger.warning("%s has no chat template: the model continues what is written.", self._path)
         return self._template.render(messages, **variables)
 
     def of_text(
@@ -77,7 +82,6 @@ class Prompts:
 
         Raises OptionError if a call cannot be demanded of this model.
         """
-        assert self._template, "who has a text has a template"
         source, control_id = self._template.source, self._tokenizer.control_id
         form = find_format(source) if tools else None
         return ChatPrompt(
@@ -92,7 +96,7 @@ class Prompts:
 
     def _tokenize(self, text: str) -> list[int]:
         """The ids of a template's text, which may begin with the BOS token."""
-        bos_token = self._template.bos_token if self._template else ""
+        bos_token = self._template.bos_token
         return self._tokenizer.encode(text, bos=False if bos_token and text.startswith(bos_token) else None)
 
 

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_moe.cli.common import ProgressLine, decode_utf8, load, model_option, read_file, runtime_options
+from gguf_moe.cli.common import (
+    DEMO_MODEL,
+    ProgressLine,
+    decode_utf8,
+    load,
+    model_or_demo_option,
+    read_file,
+    runtime_options,
+)
 from gguf_moe.cli.constraint import constraint_options
 from gguf_moe.cli.sampling import sampling_options
 from gguf_moe.cli.summary import about, summary
@@ -39,7 +47,7 @@ Ctrl-C stops an answer. A line that ends in \\ goes on; \"\"\" begins and ends s
 
 
 @click.command()
-@model_option
+@model_or_demo_option
 @click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="What the model is told at first.")
 @click.option("-n", "--n-predict", "max_tokens", type=click.IntRange(1), help="Longest answer, in tokens.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated.")
@@ -56,7 +64,7 @@ Ctrl-C stops an answer. A line that ends in \\ goes on; \"\"\" begins and ends s
 @sampling_options
 @runtime_options
 def chat(
-    path: str,
+    path: str | None,
     system: str | None,
     max_tokens: int | None,
     stop: tuple[str, ...],
@@ -70,6 +78,9 @@ def chat(
     from gguf_moe.chat import Conversation
 
     variables = _read_object(template_options)
+    if path is None:
+        path = str(DEMO_MODEL)
+        _note("No model was given (-m FILE): with the demo model you write stories in turn.")
     progress = ProgressLine()
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with load(path, runtime, progress) as model:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gguf_moe.checkpoint.metadata import Metadata
 from gguf_moe.errors import OptionError, TemplateError
+from gguf_moe.text import known_templates
 from gguf_moe.text.messages import for_template
 from gguf_moe.text.tokenizer import MAX_TEXT_LENGTH, Tokenizer
 
@@ -18,20 +19,6 @@ TEMPLATE_KEY = "tokenizer.chat_template"
 
 MAX_SOURCE_LENGTH = 1 << 17
 """Characters of a template. The longest in use have some 20,000."""
-
-# The files of Mistral's and Mixtral's first instruction models have no template.
-_MISTRAL = """{{ bos_token }}
-{%- set ns = namespace(system='') %}
-{%- for message in messages %}
-    {%- if message.role == 'system' %}
-        {%- set ns.system = message.content + '\\n\\n' %}
-    {%- elif message.role == 'user' %}
-        {{- '[INST] ' + ns.system + message.content + ' [/INST]' }}
-        {%- set ns.system = '' %}
-    {%- else %}
-        {{- ' ' + message.content + eos_token }}
-    {%- endif %}
-{%- endfor %}"""
 
 
 class ChatTemplate:
@@ -108,12 +95,14 @@ class ChatTemplate:
 def find_chat_template(
     metadata: Metadata, tokenizer: Tokenizer, *, name: str | None = None
 ) -> ChatTemplate | None:
-    """The chat template of a file, or None. Early Mistral files lack theirs and get it here.
+    """The chat template of a file, or one that its vocabulary or name calls for; None if nothing does.
 
     `name` asks for one of the further templates that some files have, such as "tool_use" or "rag". Raises
     OptionError when the file has none of that name.
     """
-    if name not in (None, "default"):
+    if name in (None, "default"):
+        source = metadata.string(TEMPLATE_KEY, None)
+    else:
         source = metadata.string(f"{TEMPLATE_KEY}.{name}", None)
         if source is None:
             prefix = TEMPLATE_KEY + "."
@@ -122,18 +111,31 @@ def find_chat_template(
                 f"{metadata.path} has no chat template named {name!r}; it has "
                 f"{', '.join(sorted(names)) or 'no named ones'}."
             )
-    else:
-        source = metadata.string(TEMPLATE_KEY, None)
     if source is None:
-        if not _is_early_mistral(metadata):
+        whose, source = _known_template(metadata, tokenizer)
+        if source is None:
             return None
-        logger.warning("%s has no chat template; the one of Mixtral Instruct is used.", metadata.path)
-        source = _MISTRAL
-    return ChatTemplate(
-        source,
-        bos_token=_text(tokenizer, tokenizer.bos_id),
-        eos_token=_text(tokenizer, tokenizer.eos_id),
-    )
+        logger.warning("%s has no chat template; the one of %s is used.", metadata.path, whose)
+    return _template(source, tokenizer)
+
+
+def plain_template(tokenizer: Tokenizer) -> ChatTemplate:
+    """The template for a model that only continues texts."""
+    return _template(known_templates.PLAIN, tokenizer)
+
+
+def _template(source: str, tokenizer: Tokenizer) -> ChatTemplate:
+    bos_token, eos_token = (_text(tokenizer, token) for token in (tokenizer.bos_id, tokenizer.eos_id))
+    return ChatTemplate(source, bos_token=bos_token, eos_token=eos_token)
+
+
+def _known_template(metadata: Metadata, tokenizer: Tokenizer) -> tuple[str, str | None]:
+    """Whose template suits a file without one, and its source, None if none does."""
+    if _is_early_mistral(metadata):
+        return "Mixtral Instruct", known_templates.MISTRAL
+    if all(tokenizer.control_id(token) is not None for token in known_templates.CHATML_TOKENS):
+        return "ChatML", known_templates.CHATML
+    return "", None
 
 
 def _is_early_mistral(metadata: Metadata) -> bool:

@@ -149,3 +149,17 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(environment):
     terminal.type("\x04")
     assert terminal.status() == 0
     assert b"Traceback" not in terminal.shown
+
+
+def test_without_a_template_the_demo_model_goes_on_with_the_text(environment):
+    options = ("--temp", "0", "-n", "12", "-t", "2")
+    command = [sys.executable, "-m", "gguf_moe", "chat", *options]
+    text = b"Once upon a time, there was a little fox\nThe next day\n"
+    chat = subprocess.run(command, input=text, capture_output=True, timeout=TIMEOUT, env=environment)
+    assert chat.returncode == 0
+    assert chat.stderr.count(b"has no chat template") == 1
+    command = [sys.executable, "-m", "gguf_moe", "generate", *options, text.splitlines()[0]]
+    alone = subprocess.run(command, capture_output=True, timeout=TIMEOUT, env=environment)
+    first, second = chat.stdout.splitlines()
+    assert first == alone.stdout.rstrip(b"\n")
+    assert second

@@ -11,7 +11,7 @@ import pytest
 
 from gguf_moe.checkpoint.metadata import Metadata
 from gguf_moe.errors import OptionError, TemplateError
-from gguf_moe.text.chat_template import MAX_SOURCE_LENGTH, ChatTemplate, find_chat_template
+from gguf_moe.text.chat_template import MAX_SOURCE_LENGTH, ChatTemplate, find_chat_template, plain_template
 
 QUESTION = [{"role": "user", "content": "Hi <b> \u4f60"}]
 CONVERSATION = [
@@ -28,19 +28,22 @@ def render(source, messages=QUESTION, **options):
 
 
 class NoTokens:
-    """A tokenizer with two special tokens."""
+    """A tokenizer with two special tokens, and control tokens by their texts."""
 
     bos_id, eos_id = 1, None
+
+    def __init__(self, control=()):
+        self.control_id = dict(control).get
 
     @staticmethod
     def token_bytes(token_id):
         return {1: b"<s>"}[token_id]
 
 
-def find(name=None, **values):
+def find(control=(), name=None, **values):
     keys = {key.replace("__", "."): value for key, value in values.items()}
     metadata = Metadata(Path("m.gguf"), keys, dict.fromkeys(keys, "str"))
-    return find_chat_template(metadata, NoTokens(), name=name)
+    return find_chat_template(metadata, NoTokens(control), name=name)
 
 
 def test_chatml():
@@ -170,17 +173,32 @@ def test_other_files_do_not_get_it(name):
     assert find(general__architecture="llama", general__name=name) is None
 
 
+def test_a_vocabulary_with_chatmls_tokens_gets_its_template():
+    tokens = {"<|im_start|>": 7, "<|im_end|>": 8}
+    template = find(tokens, general__architecture="qwen3moe")
+    turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in CONVERSATION]
+    assert template.render(CONVERSATION) == "".join(turns) + "<|im_start|>assistant\n"
+    assert find({"<|im_start|>": 7}, general__architecture="qwen3moe") is None
+
+
+def test_user_and_model_write_one_text_in_turn_where_nothing_else_is_known():
+    said = [{"role": "user", "content": "A fox"}, {"role": "assistant", "content": " ran."}]
+    template = plain_template(NoTokens())
+    assert template.render([*said, {"role": "user", "content": "It"}]) == "A fox ran.\n\nIt"
+    assert template.render(CONVERSATION) == "Be brief.\n\n2+2?4\n\nThanks"
+
+
 def test_named_templates():
     keys = {"tokenizer__chat_template": "plain", "tokenizer__chat_template__tool_use": "tools"}
-    assert [find(name, **keys).source for name in (None, "default", "tool_use")] == [
+    assert [find(name=name, **keys).source for name in (None, "default", "tool_use")] == [
         "plain",
         "plain",
         "tools",
     ]
     with pytest.raises(OptionError, match="no chat template named 'rag'; it has tool_use"):
-        find("rag", **keys)
+        find(name="rag", **keys)
     with pytest.raises(OptionError, match="it has no named ones"):
-        find("rag", tokenizer__chat_template="plain")
+        find(name="rag", tokenizer__chat_template="plain")
 
 
 def test_a_long_conversation_fits_the_budget():
