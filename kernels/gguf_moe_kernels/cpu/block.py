@@ -41,7 +41,14 @@ from gguf_moe_kernels.cpu.memory import (
     store_f32,
     store_i64,
 )
-from gguf_moe_kernels.cpu.simd import SIGNED_OFFSET, dot_signed, dot_unsigned, make_spread, signed
+from gguf_moe_kernels.cpu.simd import (
+    HAS_SHORT_SUMS,
+    SIGNED_OFFSET,
+    dot_signed,
+    dot_unsigned,
+    make_spread,
+    signed,
+)
 from gguf_moe_kernels.cpu.vector import (
     i32x16,
     join,
@@ -69,6 +76,8 @@ class Layout:
     """Bytes of a block."""
     group: int = 32
     """Weights with one scale."""
+    largest: int = 128
+    """The largest q, or |q|."""
     offset: int = 0
     """What to subtract from each q."""
     is_signed: bool = False
@@ -144,10 +153,12 @@ class Layout:
         return pair
 
     def make_group_scale(self) -> Callable[..., Any]:
-        """group_scale(header, j): the scale of group j in each lane, as i32x16."""
-        is_signed = self.has_signed_scales
-        places: list[int | None] = [None, None, None, 0] if is_signed else [0, None, None, None]
-        spread = make_spread(_of_each_lane(places), 24 if is_signed else 0, I32)
+        """group_scale(header, j): the scale of group j in each lane, as i32x16; or in each int16."""
+        is_signed, element = self.has_signed_scales, I16 if HAS_SHORT_SUMS else I32
+        n_zeros = element.width // 8 - 1
+        of_element: list[int | None] = [*[None] * n_zeros, 0] if is_signed else [0, *[None] * n_zeros]
+        places = _of_each_lane(of_element * (32 // element.width))
+        spread = make_spread(places, 8 * n_zeros if is_signed else 0, element)
 
         @njit
         def group_scale(header, j):

@@ -16,7 +16,7 @@ from gguf_moe_kernels.cpu.memory import load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
 
-LAYOUT = Layout(block_size=256, type_size=56, group=16, offset=9)
+LAYOUT = Layout(block_size=256, type_size=56, largest=18, group=16, offset=9)
 
 
 @njit

@@ -19,7 +19,7 @@ from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
-LAYOUT = Layout(block_size=256, type_size=50, offset=9)
+LAYOUT = Layout(block_size=256, type_size=50, largest=18, offset=9)
 EIGHTH = np.float32(0.125)
 LOWEST = (8 * CODEBOOKS[GGMLType.IQ1_S] + 8).astype(np.int8)
 """What is stored where the shift is negative; two more where it is positive."""

@@ -27,7 +27,7 @@ from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
-LAYOUT = Layout(block_size=256, type_size=82, group=16, is_signed=True)
+LAYOUT = Layout(block_size=256, type_size=82, largest=43, group=16, is_signed=True)
 EIGHTH = np.float32(0.125)
 
 

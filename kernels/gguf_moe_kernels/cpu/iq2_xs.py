@@ -32,7 +32,7 @@ from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, load_i16x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
-LAYOUT = Layout(block_size=256, type_size=74, group=16, is_signed=True)
+LAYOUT = Layout(block_size=256, type_size=74, largest=43, group=16, is_signed=True)
 EIGHTH = np.float32(0.125)
 
 

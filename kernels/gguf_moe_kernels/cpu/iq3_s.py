@@ -25,7 +25,7 @@ from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
-LAYOUT = Layout(block_size=256, type_size=110, offset=15)
+LAYOUT = Layout(block_size=256, type_size=110, largest=30, offset=15)
 
 
 @njit

@@ -27,7 +27,7 @@ from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
-LAYOUT = Layout(block_size=256, type_size=98, is_signed=True)
+LAYOUT = Layout(block_size=256, type_size=98, largest=62, is_signed=True)
 QUARTER = np.float32(0.25)
 
 

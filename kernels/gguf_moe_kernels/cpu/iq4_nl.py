@@ -12,7 +12,7 @@ from gguf_moe_kernels.cpu.simd import make_lookup
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import load_i8x16, low_f16, shifted_twice
 
-LAYOUT = Layout(block_size=32, type_size=18, is_signed=True)
+LAYOUT = Layout(block_size=32, type_size=18, largest=127, is_signed=True)
 VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 lookup = make_lookup(VALUES)
 

@@ -14,7 +14,7 @@ from gguf_moe_kernels.cpu.simd import make_lookup
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x16, low_f16, shifted_twice
 
-LAYOUT = Layout(block_size=256, type_size=136, is_signed=True, has_signed_scales=True)
+LAYOUT = Layout(block_size=256, type_size=136, largest=127, is_signed=True, has_signed_scales=True)
 lookup = make_lookup(VALUES)
 
 

@@ -7,7 +7,7 @@ unpacked together.
 An *unpacked block* in memory, always with ROWS lanes:
 
     QUANTS     int32 [64]    4 weights each; in types of 32 weights [8], and behind it those of the next block
-    SCALES     int32 [16]    of each group; only in types of 256 weights
+    SCALES     int32 [16]    of each group (Layout.make_group_scale); only in types of 256 weights
     PAIRS      int32 [8]     of each 32 weights the factors of the sums of their activations; likewise
     FACTORS    float32 [2]   the header's D and DMIN; in types of 32 weights behind it those of the next block
 
@@ -21,17 +21,18 @@ from typing import Any
 
 from numba import njit
 
-from gguf_moe_kernels.cpu import tokens as by_token
 from gguf_moe_kernels.cpu.block import DMIN, D, Layout, stack_header
+from gguf_moe_kernels.cpu.group_sums import make_add_products, make_add_scaled
 from gguf_moe_kernels.cpu.lanes import transpose
 from gguf_moe_kernels.cpu.memory import ask_for, load_f32, load_i64, make_stack, store_f32, store_i64
 from gguf_moe_kernels.cpu.tokens import (
     AT_ONCE,
+    LANES_SIZE,
     ROWS,
     add_product,
-    add_scaled,
     add_term,
     dot_pairs,
+    dot_unsigned,
     load_integers,
     load_one,
     load_some,
@@ -55,7 +56,6 @@ TOKENS = 64
 """Tokens that stay in the core's cache while the weights pass by."""
 PARTS = ROWS // 16
 
-LANES_SIZE = 4 * ROWS
 QUANTS = 0
 SCALES = QUANTS + 64 * LANES_SIZE
 PAIRS = SCALES + 16 * LANES_SIZE
@@ -226,19 +226,17 @@ def make_add_block(layout: Layout) -> Callable[..., Any]:
 
     q, d and plane: where the block's int8, its scale and the whole plane of sums stand in a token's row.
     """
-    dot = by_token.dot_signed if layout.is_signed else by_token.dot_unsigned
     offset, has_minimum = layout.whole_offset, layout.has_minimum
     n_groups, per_group = layout.block_size // layout.group, layout.group // 4
+    add_group, add_products = make_add_scaled(layout, per_group), make_add_products(layout, per_group)
 
     @njit
     def add_large(acc, unpacked, factors, tokens, q, d, plane, ib):
         zero = zero_integers(acc)
         total, corrections = zero, zero
         for j in range(n_groups):
-            part = zero
-            for i in range(j * per_group, j * per_group + per_group):
-                part = dot(part, load_integers(unpacked, QUANTS + LANES_SIZE * i), tokens, q + 4 * i)
-            total = add_scaled(total, part, load_integers(unpacked, SCALES + LANES_SIZE * j))
+            scale = SCALES + LANES_SIZE * j
+            total = add_group(total, unpacked, j * per_group, scale, tokens, q)
         if has_minimum or offset:
             sums = plane + ib // 4 * 128 + ib % 4 * 4
             for j in range(8):
@@ -253,9 +251,7 @@ def make_add_block(layout: Layout) -> Callable[..., Any]:
 
     @njit
     def add_small(acc, unpacked, factors, tokens, q, d, plane, ib):
-        total = zero_integers(acc)
-        for i in range(8):
-            total = dot(total, load_integers(unpacked, QUANTS + LANES_SIZE * i), tokens, q + 4 * i)
+        total = add_products(zero_integers(acc), unpacked, 0, tokens, q)
         if offset:
             total = subtract_multiple(total, tokens, plane + 4 * ib, offset)
         acc = add_term(acc, load_one(factors, 0), tokens, d, total)
@@ -266,10 +262,9 @@ def make_add_block(layout: Layout) -> Callable[..., Any]:
     @njit
     def half(zero, unpacked, first, tokens, q):
         """The sum of 16 weights times activations, of int32 number `first` on."""
-        total, plain = zero, zero
+        total, plain = add_products(zero, unpacked, first, tokens, q), zero
         for i in range(first, first + 4):
-            total = dot(total, load_integers(unpacked, QUANTS + LANES_SIZE * i), tokens, q + 4 * i)
-            plain = dot(plain, ones(), tokens, q + 4 * i)
+            plain = dot_unsigned(plain, ones(), tokens, q + 4 * i)
         return total - plain * offset
 
     @njit

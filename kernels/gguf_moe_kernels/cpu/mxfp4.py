@@ -13,7 +13,7 @@ from gguf_moe_kernels.cpu.simd import make_lookup
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import float_bits, load_i8x16, multiply_floats, shifted_twice
 
-LAYOUT = Layout(block_size=32, type_size=17, is_signed=True)
+LAYOUT = Layout(block_size=32, type_size=17, largest=12, is_signed=True)
 VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 lookup = make_lookup(VALUES)
 

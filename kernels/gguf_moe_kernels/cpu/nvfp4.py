@@ -21,7 +21,7 @@ from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import float_bits, load_i8x32, nibbles_by_eights, store_i8x64
 
 OFFSET = 12
-LAYOUT = Layout(block_size=32, type_size=18, group=16, offset=OFFSET, header_step=2)
+LAYOUT = Layout(block_size=32, type_size=18, largest=24, group=16, offset=OFFSET, header_step=2)
 lookup = make_lookup(tuple(value + OFFSET for value in VALUES))
 stack_quants = make_stack(64)
 EXPONENT_STEP = np.float32(2.0**119)

@@ -21,7 +21,7 @@ from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, g
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, high_f16, load_i8x32, low_f16, shifted_twice
 
-LAYOUT = Layout(block_size=256, type_size=84, group=16, has_minimum=True)
+LAYOUT = Layout(block_size=256, type_size=84, largest=3, group=16, has_minimum=True)
 
 
 @njit

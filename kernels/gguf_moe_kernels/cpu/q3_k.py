@@ -13,7 +13,7 @@ from gguf_moe_kernels.cpu.block import Layout, gather_u16, gather_u32, make_dequ
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x32, low_f16, shifted_twice
 
-LAYOUT = Layout(block_size=256, type_size=110, group=16, offset=4, has_signed_scales=True)
+LAYOUT = Layout(block_size=256, type_size=110, largest=7, group=16, offset=4, has_signed_scales=True)
 
 
 @njit

@@ -11,7 +11,7 @@ from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, stor
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import load_i8x16, low_f16, shifted_twice
 
-LAYOUT = Layout(block_size=32, type_size=18, offset=8)
+LAYOUT = Layout(block_size=32, type_size=18, largest=15, offset=8)
 
 
 @njit

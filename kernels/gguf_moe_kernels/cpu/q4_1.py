@@ -11,7 +11,7 @@ from gguf_moe_kernels.cpu.block import Layout, gather_u32, make_dequantize, stor
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import high_f16, load_i8x16, low_f16, shifted_twice
 
-LAYOUT = Layout(block_size=32, type_size=20, has_minimum=True)
+LAYOUT = Layout(block_size=32, type_size=20, largest=15, has_minimum=True)
 
 
 @njit

@@ -13,7 +13,7 @@ from gguf_moe_kernels.cpu.memory import load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import load_i8x16, low_f16, shifted_twice
 
-LAYOUT = Layout(block_size=32, type_size=22, offset=16)
+LAYOUT = Layout(block_size=32, type_size=22, largest=31, offset=16)
 
 
 @njit

@@ -13,7 +13,7 @@ from gguf_moe_kernels.cpu.memory import load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import high_f16, load_i8x16, low_f16, shifted_twice
 
-LAYOUT = Layout(block_size=32, type_size=24, has_minimum=True)
+LAYOUT = Layout(block_size=32, type_size=24, largest=31, has_minimum=True)
 
 
 @njit

@@ -12,7 +12,7 @@ from gguf_moe_kernels.cpu.q4_k import unpack_header
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import load_i8x32, shifted_twice
 
-LAYOUT = Layout(block_size=256, type_size=176, has_minimum=True, in_order=True)
+LAYOUT = Layout(block_size=256, type_size=176, largest=31, has_minimum=True, in_order=True)
 
 
 @njit

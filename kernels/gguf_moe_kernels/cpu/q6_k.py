@@ -13,7 +13,9 @@ from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, g
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x32, load_i8x64, low_f16, shifted_twice
 
-LAYOUT = Layout(block_size=256, type_size=210, group=16, offset=32, has_signed_scales=True, in_order=True)
+LAYOUT = Layout(
+    block_size=256, type_size=210, largest=63, group=16, offset=32, has_signed_scales=True, in_order=True
+)
 
 
 @njit

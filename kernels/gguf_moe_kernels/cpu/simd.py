@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from gguf_moe_kernels.cpu.memory import I8, I16
+from gguf_moe_kernels.cpu.memory import I16, I32
 from gguf_moe_kernels.cpu.target import Target
 from gguf_moe_kernels.cpu.vector import call, i8x32, i8x64, i16x32, i32x16, pick
 
@@ -55,6 +56,8 @@ TIER = Tier.of(set(Target.numba().features.split(",")))
 SIGNED_OFFSET = 128 if TIER.has_vnni else 0
 """What `signed` adds to each byte: the VNNI dot product takes unsigned weights."""
 REGISTER_LANES = TIER.register_bits // 32
+HAS_SHORT_SUMS = TIER is Tier.AVX2
+"""Whether products of bytes are first added as int16, as many as fit: that takes fewer instructions."""
 
 
 def in_registers(
@@ -122,16 +125,7 @@ def add_unsigned(builder: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value)
         return in_registers(builder, lambda c, a, b: call(builder, name, c.type, (c, a, b)), acc, w, x)
     if TIER is Tier.PORTABLE:
         return _add_bytes_plain(builder, acc, w, x, builder.lshr)
-    pairs = ir.VectorType(I16, 16)
-
-    def multiply(w: ir.Value, x: ir.Value) -> ir.Value:
-        # No sum of two products leaves int16, because w is below 128.
-        both = (builder.bitcast(v, i8x32.llvm) for v in (w, x))
-        return builder.bitcast(call(builder, "llvm.x86.avx2.pmadd.ub.sw", pairs, both), w.type)
-
-    products = in_registers(builder, multiply, w, x)
-    ones = ir.Constant(acc.type, [0x10001] * acc.type.count)
-    return add_pairs(builder, acc, products, ones)
+    return add_shorts(builder, acc, in_registers(builder, partial(_multiply_bytes, builder), w, x))
 
 
 def add_signed(builder: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
@@ -140,13 +134,44 @@ def add_signed(builder: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -
         return add_unsigned(builder, acc, w, x)
     if TIER is Tier.PORTABLE:
         return _add_bytes_plain(builder, acc, w, x, builder.ashr)
-    in_bytes = ir.VectorType(I8, 4 * acc.type.count)
-    zero = ir.Constant(in_bytes, [0] * in_bytes.count)
-    w, x = builder.bitcast(w, in_bytes), builder.bitcast(x, in_bytes)
-    is_negative = builder.icmp_signed("<", w, zero)
-    w = builder.select(is_negative, builder.sub(zero, w), w)
-    x = builder.select(is_negative, builder.sub(zero, x), x)
-    return add_unsigned(builder, acc, builder.bitcast(w, acc.type), builder.bitcast(x, acc.type))
+    return add_shorts(builder, acc, in_registers(builder, partial(_multiply_signed_bytes, builder), w, x))
+
+
+def _multiply_bytes(builder: ir.IRBuilder, w: ir.Value, x: ir.Value) -> ir.Value:
+    """int16 w[2i] * x[2i] + w[2i + 1] * x[2i + 1] by AVX2, in 8 lanes of int32.
+
+    w is below 128 and x above -128, so that no sum leaves int16.
+    """
+    w, x = (builder.bitcast(v, i8x32.llvm) for v in (w, x))
+    products = call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(I16, 16), (w, x))
+    return builder.bitcast(products, ir.VectorType(I32, 8))
+
+
+def _multiply_signed_bytes(builder: ir.IRBuilder, w: ir.Value, x: ir.Value) -> ir.Value:
+    """The same for signed w: |w| meets x with the sign of w."""
+    w, x = (builder.bitcast(v, i8x32.llvm) for v in (w, x))
+    x = call(builder, "llvm.x86.avx2.psign.b", i8x32.llvm, (x, w))
+    zero = ir.Constant(i8x32.llvm, [0] * 32)
+    w = builder.select(builder.icmp_signed("<", w, zero), builder.sub(zero, w), w)
+    return _multiply_bytes(builder, w, x)
+
+
+def add_products(builder: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value, is_signed: bool) -> ir.Value:
+    """acc + the products of bytes as int16, each the sum of two; for HAS_SHORT_SUMS.
+
+    The caller sees to it that they fit. They are added in this order: for a tree of sums, which LLVM would
+    make, there are not enough registers.
+    """
+    multiply = _multiply_signed_bytes if is_signed else _multiply_bytes
+    products = in_registers(builder, partial(multiply, builder), w, x)
+    shorts = ir.VectorType(I16, 2 * acc.type.count)
+    total = builder.add(*(builder.bitcast(v, shorts) for v in (acc, products)))
+    return hidden(builder, builder.bitcast(total, acc.type))
+
+
+def add_shorts(builder: ir.IRBuilder, acc: ir.Value, shorts: ir.Value) -> ir.Value:
+    """acc + both int16 of each lane."""
+    return add_pairs(builder, acc, shorts, ir.Constant(acc.type, [0x10001] * acc.type.count))
 
 
 def _make_dot(add: Callable[..., Any], doc: str) -> Callable[..., Any]:
@@ -260,17 +285,21 @@ def _move_bytes(builder: ir.IRBuilder, v: ir.Value, places: list[int | None], is
         lanes = [64 if p is None else i // 16 * 16 + p for i, p in enumerate(places)]
         return pick(builder, v, lanes, ir.Constant(i8x64.llvm, [0] * 64))
     indices = ir.Constant(i8x64.llvm, [-128 if p is None else p for p in places])
-    return _shuffle_bytes(builder, v, _hidden(builder, indices) if is_hidden else indices)
+    return _shuffle_bytes(builder, v, hidden(builder, indices) if is_hidden else indices)
 
 
-def _hidden(builder: ir.IRBuilder, v: ir.Value) -> ir.Value:
-    """The same bytes in a register whose value LLVM does not know. Not for the portable tier."""
+def hidden(builder: ir.IRBuilder, v: ir.Value) -> ir.Value:
+    """The same value in registers, unknown to LLVM. Not for the portable tier."""
     constraint = "=v,0" if TIER is Tier.AVX512 else "=x,0"
 
     def emit(part: ir.Value) -> ir.Value:
-        return builder.asm(ir.FunctionType(part.type, [part.type]), "", constraint, [part], False)
+        result = builder.asm(ir.FunctionType(part.type, [part.type]), "", constraint, [part], False)
+        if HAS_SHORT_SUMS:
+            result.attributes.add("readnone")  # or loads would not leave loops because of it
+        return result
 
-    return in_registers(builder, emit, v, lanes=4 * REGISTER_LANES)
+    lanes = TIER.register_bits // v.type.element.width
+    return in_registers(builder, emit, v, lanes=lanes)
 
 
 def _shuffle_bytes(builder: ir.IRBuilder, v: ir.Value, indices: ir.Value) -> ir.Value:

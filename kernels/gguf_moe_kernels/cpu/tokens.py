@@ -7,6 +7,7 @@ addresses (int64) of activation rows, and offsets count from there. A number of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -14,13 +15,24 @@ from numba import types
 from numba.extending import intrinsic
 
 from gguf_moe_kernels.cpu.memory import F32, I32, I64, make_load, make_store, pointer
-from gguf_moe_kernels.cpu.simd import TIER, Tier, add_pairs, add_signed, add_unsigned, in_registers
+from gguf_moe_kernels.cpu.simd import (
+    TIER,
+    Tier,
+    add_pairs,
+    add_products,
+    add_shorts,
+    add_signed,
+    add_unsigned,
+    in_registers,
+)
 from gguf_moe_kernels.cpu.vector import Vector, call, splat
 
 ROWS = 32 if TIER is Tier.AVX512 else 16
 """Rows side by side. With 32 a number of a token serves two registers of weights, if there are so many."""
 AT_ONCE = 1 if TIER is Tier.PORTABLE else 4
 """Tokens whose sums fit into the registers together."""
+LANES_SIZE = 4 * ROWS
+"""Bytes of an int32 or float32 in ROWS lanes."""
 INTEGERS = {n: Vector(f"i32x{ROWS}x{n}", I32, ROWS * n) for n in (1, AT_ONCE)}
 FLOATS = {n: Vector(f"f32x{ROWS}x{n}", F32, ROWS * n) for n in (1, AT_ONCE)}
 
@@ -80,6 +92,38 @@ dot_signed = _make_dot(add_signed, "The same for bytes from simd.signed.")
 dot_pairs = _make_dot(add_pairs, "acc + v . x: two int16 a lane and two at `offset`.")
 
 
+def make_shorts(n: int, is_signed: bool) -> Callable[..., Any]:
+    """An intrinsic shorts(like, quants, tokens, offset) for HAS_SHORT_SUMS: n times 4 products a lane as two
+    int16, for as many tokens as `like` has lanes for.
+
+    quants: the address of n times 4 bytes a lane, LANES_SIZE apart. Written out, because a loop so short
+    would end with a jump that the processor does not foresee.
+    """
+
+    @intrinsic
+    def shorts(typingctx, like, quants, tokens, offset):
+        result = INTEGERS[like.lanes // ROWS]
+
+        def codegen(context, builder, sig, args):
+            _, quants, tokens, offset = args
+
+            def add(acc: ir.Value, x: ir.Value, v: ir.Value) -> ir.Value:
+                return add_products(builder, acc, v, x, is_signed)
+
+            total: ir.Value = ir.Constant(result.llvm, [0] * result.lanes)
+            for i in range(n):
+                v = builder.load(pointer(builder, quants, ir.Constant(I64, LANES_SIZE * i), INTEGERS[1].llvm))
+                v.align = 4
+                at = builder.add(offset, ir.Constant(I64, 4 * i))
+                numbers = _numbers(builder, tokens, at, result.lanes // ROWS, I32)
+                total = _for_each(builder, partial(add, v=v), total, numbers)
+            return total
+
+        return result(like, types.int64, types.int64, types.int64), codegen
+
+    return shorts
+
+
 @intrinsic
 def zero_one(typingctx):
     """Floats 0 for one token."""
@@ -89,7 +133,7 @@ def zero_one(typingctx):
 
 @intrinsic
 def zero_integers(typingctx, like):
-    """Integers 0 for as many tokens as the floats `like` have."""
+    """Integers 0 for as many tokens as `like` has lanes for."""
     result = INTEGERS[like.lanes // ROWS]
     return result(like), lambda context, builder, sig, args: ir.Constant(result.llvm, [0] * result.lanes)
 
@@ -103,6 +147,23 @@ def add_scaled(typingctx, acc, v, scale):
         return in_registers(builder, lambda a, b: builder.add(a, builder.mul(b, scale)), acc, v, lanes=ROWS)
 
     return acc(acc, acc, INTEGERS[1]), codegen
+
+
+@intrinsic
+def add_scaled_shorts(typingctx, acc, v, scale):
+    """acc + both int16 of each lane of v times those of `scale`, which is the same for all tokens."""
+
+    def codegen(context, builder, sig, args):
+        acc, v, scale = args
+        return in_registers(builder, lambda a, b: add_pairs(builder, a, b, scale), acc, v, lanes=ROWS)
+
+    return acc(acc, acc, INTEGERS[1]), codegen
+
+
+@intrinsic
+def add_both_shorts(typingctx, acc, v):
+    """acc + both int16 of each lane of v."""
+    return acc(acc, acc), lambda context, builder, sig, args: add_shorts(builder, *args)
 
 
 @intrinsic

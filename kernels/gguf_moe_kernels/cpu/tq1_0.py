@@ -16,7 +16,7 @@ from gguf_moe_kernels.cpu.ternary import make_digits, store_unit_scales
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, first_i8x16, join, load_i8x16, load_i8x32, low_f16
 
-LAYOUT = Layout(block_size=256, type_size=54, offset=1)
+LAYOUT = Layout(block_size=256, type_size=54, largest=2, offset=1)
 digits_0_1 = make_digits([0] * 32 + [1] * 32)
 digits_2_3 = make_digits([2] * 32 + [3] * 32)
 digits_4_and_0_1 = make_digits([4] * 32 + [0] * 16 + [1] * 16)

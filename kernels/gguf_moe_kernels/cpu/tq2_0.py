@@ -12,7 +12,7 @@ from gguf_moe_kernels.cpu.ternary import store_unit_scales
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import load_i8x32, low_f16, shifted_twice
 
-LAYOUT = Layout(block_size=256, type_size=66, offset=1)
+LAYOUT = Layout(block_size=256, type_size=66, largest=2, offset=1)
 
 
 @njit
