@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from gguf_moe.checkpoint import Tensor
 from gguf_moe.graph.task import Buffer, Graph, Kind, Op, Task
-from gguf_moe.runtime.memory import Memory, row_size
+from gguf_moe.runtime.memory import Addresses, row_size
 from gguf_moe.runtime.ops import (
     ALIKE,
     Lowered,
@@ -26,12 +26,12 @@ ROWS_TOGETHER = 32
 """Rows of a weight that the kernels take side by side."""
 
 
-def lower(graph: Graph, memory: Memory, n_threads: int) -> list[Row]:
+def lower(graph: Graph, memory: Addresses, n_threads: int) -> list[Row]:
     """The rows of the program, in the graph's order."""
     return [lower_task(task, memory, n_threads) for task in graph.tasks]
 
 
-def lower_task(task: Task, memory: Memory, n_threads: int) -> Row:
+def lower_task(task: Task, memory: Addresses, n_threads: int) -> Row:
     """The row of one task."""
     if alike := ALIKE.get(task.op):
         kernel, struct, special = alike(task, memory.address)
@@ -41,7 +41,7 @@ def lower_task(task: Task, memory: Memory, n_threads: int) -> Row:
     return Row(task, kernel, struct, {name: values[name] for name in struct.names or ()})
 
 
-def _addresses_and_options(task: Task, memory: Memory) -> dict[str, Value]:
+def _addresses_and_options(task: Task, memory: Addresses) -> dict[str, Value]:
     """What needs no thought: arguments named like the task's own buffers, weights and options."""
     return {
         "n_past": memory.n_past_address,
@@ -52,7 +52,7 @@ def _addresses_and_options(task: Task, memory: Memory) -> dict[str, Value]:
     }
 
 
-def _get_rows(task: Task, memory: Memory, n_threads: int) -> Lowered:
+def _get_rows(task: Task, memory: Addresses, n_threads: int) -> Lowered:
     n = task.outputs["out"].cols
     qtype = task.tensor("weight").qtype if "weight" in task.weights else GGMLType.F32
     dequantize = f"{qtype.name.lower()}.dequantize"
@@ -60,7 +60,7 @@ def _get_rows(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "elementwise.get_rows", structs.GET_ROWS, sizes
 
 
-def _matmul(task: Task, memory: Memory, n_threads: int) -> Lowered:
+def _matmul(task: Task, memory: Addresses, n_threads: int) -> Lowered:
     weight = task.tensor("weight")
     n_in, n_out = weight.shape
     special: dict[str, Value] = {
@@ -72,7 +72,7 @@ def _matmul(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "matmul.matmul", structs.MATMUL, special | absent(task, "bias", "residual")
 
 
-def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
+def _matmul_id(task: Task, memory: Addresses, n_threads: int) -> Lowered:
     weight = task.experts("weight")
     n_in, n_out = weight.shape
     special: dict[str, Value] = {
@@ -85,7 +85,7 @@ def _matmul_id(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "matmul.matmul_id", structs.MATMUL_ID, special | absent(task, "x_index")
 
 
-def _matmul_heads(task: Task, memory: Memory, n_threads: int) -> Lowered:
+def _matmul_heads(task: Task, memory: Addresses, n_threads: int) -> Lowered:
     weight = task.tensor("weight")
     n_in, n_out, n_head = weight.shape
     special: dict[str, Value] = {
@@ -97,7 +97,7 @@ def _matmul_heads(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return "matmul.matmul_heads", structs.MATMUL_HEADS, special
 
 
-def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
+def _attention(task: Task, memory: Addresses, n_threads: int) -> Lowered:
     k = task.inputs["k"]
     group = task.options["n_head"] // task.options["n_head_kv"]
     at_once = max(n for n in structs.HEADS_AT_ONCE if group % n == 0)
@@ -111,7 +111,7 @@ def _attention(task: Task, memory: Memory, n_threads: int) -> Lowered:
     return f"attention.attention_{k.kind.value}_{at_once}", structs.ATTENTION, special
 
 
-_LOWER: dict[Op, Callable[[Task, Memory, int], Lowered]] = {
+_LOWER: dict[Op, Callable[[Task, Addresses, int], Lowered]] = {
     Op.GET_ROWS: _get_rows,
     Op.MATMUL: _matmul,
     Op.MATMUL_ID: _matmul_id,

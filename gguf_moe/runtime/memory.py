@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from gguf_moe.errors import OutOfMemoryError
 from gguf_moe.graph.task import Buffer, Kind, Rows
 from gguf_moe_kernels.activations import ActivationFormat
 
-_DTYPES: dict[Kind | ActivationFormat, type[np.generic]] = {
+DTYPES: dict[Kind | ActivationFormat, type[np.generic]] = {
     Kind.F32: np.float32,
     Kind.F16: np.float16,
     Kind.I32: np.int32,
     Kind.I64: np.int64,
 }
+"""The elements of buffers that are not in blocks."""
+
+
+class Addresses(Protocol):
+    """Where kernels find buffers, and the numbers that change from step to step."""
+
+    def address(self, buffer: Buffer) -> int:
+        """Where a buffer lies."""
+
+    @property
+    def n_past_address(self) -> int:
+        """Where the number of positions is that the KV cache holds, int64."""
+
+    def rows_address(self, rows: Rows) -> int:
+        """Where the step's number of rows is, int64."""
 
 
 def row_size(buffer: Buffer) -> int:
@@ -61,7 +78,7 @@ class Memory:
 
 def _allocate(buffer: Buffer) -> np.ndarray:
     try:
-        if dtype := _DTYPES.get(buffer.kind):
+        if dtype := DTYPES.get(buffer.kind):
             return np.zeros((buffer.rows, buffer.cols), dtype)
         return np.zeros((buffer.rows, row_size(buffer)), np.uint8)
     except MemoryError:

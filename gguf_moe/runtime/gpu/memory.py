@@ -9,8 +9,8 @@ import numpy as np
 
 from gguf_moe.checkpoint import ExpertTensors, Tensor
 from gguf_moe.graph.task import Buffer, Rows
-from gguf_moe.runtime.gpu.device import Device
-from gguf_moe.runtime.memory import row_size
+from gguf_moe.runtime.gpu.device import Device, wait_until
+from gguf_moe.runtime.memory import DTYPES, row_size
 
 ALIGNMENT = 256
 
@@ -108,12 +108,10 @@ class DeviceWeights:
         """Where the table of a layer's role is."""
         return self._tables[id(experts)]
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether all uploads are done."""
-        if done := self._device.is_idle(self._stream):
-            self._sources.clear()
-        return done
+    def finish(self) -> None:
+        """Wait until all uploads are done. Raises DeviceError if they take longer than STEP_LIMIT_S."""
+        wait_until(lambda: self._device.is_idle(self._stream), "the upload of the weights")
+        self._sources.clear()
 
     def _upload(self, data: np.ndarray) -> int:
         address = self._device.allocate(data.nbytes)
@@ -124,7 +122,7 @@ class DeviceWeights:
 
 
 class DeviceMemory:
-    """The buffers of one graph. Has the methods of runtime.memory.Memory that lowering needs.
+    """The buffers of one graph, and what else its kernels need on the device.
 
     `inputs` are the buffers that the host fills before each step. They lie together with the step's numbers,
     so that one copy brings all. `shared` are addresses of buffers that other graphs use too: the KV cache.
@@ -147,7 +145,7 @@ class DeviceMemory:
         self._device = device
         inputs = set(inputs)
         layout, host = Layout(), Layout()
-        self._words = host.add(8 * len(_WORDS))
+        host.add(8 * len(_WORDS))  # the step's numbers come first
         offsets: dict[str, tuple[Layout, int]] = {}
         self._inputs: dict[str, tuple[int, Buffer]] = {}
         for buffer in buffers:
@@ -194,20 +192,18 @@ class DeviceMemory:
 
     def word(self, name: str) -> int:
         """Where one of the step's numbers is on the device; see _WORDS."""
-        return self._base + self._words + 8 * _WORDS.index(name)
+        return self._base + 8 * _WORDS.index(name)
 
-    def set_step(self, number: int, n_past: int, n_tokens: int, n_outputs: int, n_places: int) -> None:
+    def set_step(self, n_past: int, n_tokens: int, n_outputs: int, n_places: int, number: int) -> None:
         """The numbers of the coming step; `number` counts steps from 1."""
-        words = self._host[self._words :].view(np.int64) if not self._words else None
-        assert words is not None, "the step's numbers come first"
-        words[: len(_WORDS)] = (n_past, n_tokens, n_outputs, n_places, number, 0)
+        words = self._host[: 8 * len(_WORDS)].view(np.int64)
+        words[:] = (n_past, n_tokens, n_outputs, n_places, number, 0)
 
     def input(self, name: str) -> np.ndarray:
         """An input's array in main memory: [rows, cols]."""
         offset, buffer = self._inputs[name]
-        dtype = np.dtype(buffer.kind.value.replace("f", "<f").replace("i", "<i").replace("32", "4"))
         data = self._host[offset : offset + buffer.rows * row_size(buffer)]
-        return data.view(dtype).reshape(buffer.rows, buffer.cols)
+        return data.view(DTYPES[buffer.kind]).reshape(buffer.rows, buffer.cols)
 
     def copy_inputs(self, stream: object) -> None:
         """Queue the copy of the step's numbers and inputs to the device."""

@@ -35,7 +35,7 @@ def lower_to_crew(
         if n_linked:
             computed.append(_answer(view.post.hidden, memory))
             if n_linked < section.down.outputs["out"].cols:
-                down = lower_task(section.down, view, n_threads)  # type: ignore[arg-type]
+                down = lower_task(section.down, view, n_threads)
                 computed += [_rows_from(down, n_linked), _answer(view.post.answer, memory)]
         else:
             computed.append(_answer(view.post.answer, memory))

@@ -11,7 +11,7 @@ import numpy as np
 from gguf_moe.arch.weights import Weights
 from gguf_moe.checkpoint import Tensor
 from gguf_moe.runtime.crew import Crew
-from gguf_moe.runtime.gpu.device import Device, wait
+from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.hybrid import StepProgram
 from gguf_moe.runtime.gpu.kv import KvCaches
 from gguf_moe.runtime.gpu.link import Rates, Trial, rows_over_link
@@ -147,8 +147,7 @@ class GpuRunner:
         self._dequantize = signature(library.address(self.embedding_kernel))
         for program in self._hybrids:
             program.program = Program(program.rows, library)
-        while not self._weights.is_ready:
-            wait(self._device, self._stream)
+        self._weights.finish()
         self._crew = Crew(self._n_threads, library)
 
     def make_room(self, n_positions: int) -> None:

@@ -47,7 +47,7 @@ class StepBuffers:
     def write(self, number: int, step: Step, n_places: int, embed: Embed) -> None:
         """Put what the step needs where the device will copy it from; `number` counts steps."""
         n, n_outputs = len(step.tokens), len(step.outputs)
-        self.memory.set_step(number, step.n_past, n, n_outputs, n_places)
+        self.memory.set_step(step.n_past, n, n_outputs, n_places, number)
         self.memory.input("inp_tokens")[:n, 0] = step.tokens
         self.memory.input("out_ids")[:n_outputs, 0] = step.outputs
         for name, rows in step.inputs.items():
