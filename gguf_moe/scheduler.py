@@ -154,7 +154,7 @@ class Scheduler:
         job.sequence = target = max(free, key=lambda s: (shared(s), -len(s.tokens)))
         source = max(self._context.sequences, key=shared)
         if shared(source) > shared(target):
-            job.n_reused = self._context.copy_prefix(source, target, shared(source))
+            job.n_reused = self._context.state.copy_prefix(source, target, shared(source))
         else:
             job.n_reused = target.truncate(shared(target))
         self.counts.n_reused_tokens += job.n_reused

@@ -49,7 +49,7 @@ def save_session(path: str | os.PathLike[str], context: Context, checkpoint: Che
     """Write what the context holds, whole or not at all; how many tokens. Raises GGUFMoeError."""
     path = Path(path)
     tokens = context.tokens
-    sizes = {part.name: part.nbytes for part in context.state_parts(len(tokens))}
+    sizes = {part.name: part.nbytes for part in context.state.parts(len(tokens))}
     header = {"version": 1, "model": _owner(context, checkpoint), "n_tokens": len(tokens), "buffers": sizes}
     text = json.dumps(header).encode()
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -58,8 +58,8 @@ def save_session(path: str | os.PathLike[str], context: Context, checkpoint: Che
             checked = _Summed(file)
             checked.write(MAGIC + _LENGTH.pack(len(text)) + text)
             checked.write(np.asarray(tokens, "<i4").tobytes())
-            for part in context.state_parts(len(tokens)):
-                checked.write(context.read_state(part).tobytes())
+            for part in context.state.parts(len(tokens)):
+                checked.write(context.state.read(part).tobytes())
             file.write(checked.digest())
         unfinished.replace(path)
     except OSError as e:
@@ -99,13 +99,13 @@ def load_session(path: str | os.PathLike[str], context: Context, checkpoint: Che
 def _read_state(path: Path, file: BinaryIO, header: _Header, context: Context) -> list[int]:
     file.seek(header.start)
     tokens: list[int] = np.frombuffer(file.read(4 * header.n_tokens), "<i4").tolist()
-    parts = context.state_parts(header.n_tokens)
+    parts = context.state.parts(header.n_tokens)
     if {part.name: part.nbytes for part in parts} != header.buffers:
         raise _damaged(path)
     context.truncate(0)
     for part in parts:
-        context.write_state(part, np.frombuffer(file.read(part.nbytes), np.uint8))
-    context.hold(tokens)
+        context.state.write(part, np.frombuffer(file.read(part.nbytes), np.uint8))
+    context.state.hold(tokens)
     return tokens
 
 

@@ -52,7 +52,8 @@ def start(stack: ExitStack, file: Path, config: Config) -> Context:
     from gguf_moe.experts.routing import Replay, Routing
     from gguf_moe.options import default_cache_dir
     from gguf_moe.runtime import machine, placement
-    from gguf_moe.runtime.context import Context, kernels_of
+    from gguf_moe.runtime.context import Context
+    from gguf_moe.runtime.crew import kernels_of
     from gguf_moe.runtime.gpu.device import CudaDevice
     from gguf_moe.runtime.gpu.link import measured_rates
     from gguf_moe.runtime.gpu.placement import GpuBudget, allocate_slots, register_file

@@ -30,7 +30,8 @@ from gguf_moe.experts.routing import Replay, Routing
 from gguf_moe.graph.task import Kind
 from gguf_moe.options import default_cache_dir
 from gguf_moe.runtime import machine
-from gguf_moe.runtime.context import Context, kernels_of
+from gguf_moe.runtime.context import Context
+from gguf_moe.runtime.crew import kernels_of
 from gguf_moe.runtime.gpu.device import CudaDevice, Device, wait
 from gguf_moe.runtime.gpu.hybrid import StepProgram
 from gguf_moe.runtime.gpu.placement import register_file

@@ -19,7 +19,8 @@ from gguf_moe.arch.hparams import read_hparams
 from gguf_moe.arch.weights import load_weights
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.graph.task import Kind
-from gguf_moe.runtime.context import Context, kernels_of
+from gguf_moe.runtime.context import Context
+from gguf_moe.runtime.crew import kernels_of
 from gguf_moe.runtime.inline import InlineContext
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cpu.library import KernelLibrary

@@ -17,17 +17,17 @@ from gguf_moe.experts.use import ExpertUse
 from gguf_moe.graph.decoder import build_graph
 from gguf_moe.graph.task import Graph, Kind
 from gguf_moe.runtime.cpu import CpuRunner
-from gguf_moe.runtime.crew import KERNELS as CREW_KERNELS
 from gguf_moe.runtime.crew import Crew
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.link import Rates
 from gguf_moe.runtime.gpu.mailbox import MOST_PLACES
 from gguf_moe.runtime.gpu.runner import GpuRunner
 from gguf_moe.runtime.lower import lower
-from gguf_moe.runtime.memory import Memory, row_size
+from gguf_moe.runtime.memory import Memory
 from gguf_moe.runtime.program import Program, Row
 from gguf_moe.runtime.runner import Runner, Step
-from gguf_moe.runtime.sequence import CachedSequence, Part, StatePart
+from gguf_moe.runtime.sequence import CachedSequence, Part
+from gguf_moe.runtime.state import State
 from gguf_moe_kernels.cpu.library import KernelLibrary
 
 Progress = Callable[[int, int], None]
@@ -77,8 +77,8 @@ class Context:
             n_seq_max=n_seq_max,
         )
         self.graph: Graph = self._make_graph(n_tokens=n_batch)
-        self._caches = [name for name in self.graph.buffers() if name.startswith("cache_")]
-        self._states = [name for name in self.graph.buffers() if "_states_l" in name]
+        self.state = State(self.graph, self.sequences)
+        """What it remembers from step to step, and how that is read, written and copied."""
         self._runner: Runner | None = None
 
     @property
@@ -112,7 +112,7 @@ class Context:
         """Put the program together and make the threads."""
         program, crew = Program(rows, library), Crew(n_threads, library)
         n_expert_used = self._hparams.n_expert_used
-        self._runner = CpuRunner(self._memory, program, crew, self._expert_layers, n_expert_used)
+        self._run_on(CpuRunner(self._memory, program, crew, self._expert_layers, n_expert_used))
 
     def prepare_gpu(
         self,
@@ -147,7 +147,15 @@ class Context:
     def start_gpu(self, runner: GpuRunner, library: KernelLibrary) -> None:
         """Let the runner take the steps from now on."""
         runner.start(library)
-        self._runner = runner
+        self._run_on(runner)
+
+    def _run_on(self, runner: Runner) -> None:
+        self._runner = self.state.runner = runner
+
+    @property
+    def _running(self) -> Runner:
+        assert self._runner is not None, "start() comes first"
+        return self._runner
 
     @property
     def tokens(self) -> list[int]:
@@ -163,11 +171,10 @@ class Context:
         self._check_room(self.sequences[0], len(tokens))
         n = len(tokens)
         logits = np.empty((n_outputs, self._hparams.n_vocab), np.float32)
-        assert self._runner is not None, "start() comes first"
-        self._runner.make_room(len(self.tokens) + n)
+        self._running.make_room(len(self.tokens) + n)
         end = 0
         while end < n:
-            most = self._runner.long_step(n - end, n_outputs) or self.n_batch
+            most = self._running.long_step(n - end, n_outputs) or self.n_batch
             size, keeps_states = self.sequences[0].next_piece(n - end, most)
             chunk = tokens[end : end + size]
             end += len(chunk)
@@ -195,90 +202,29 @@ class Context:
         """Forget all but the first n tokens of the first sequence, or more (sequence.py); how many remain."""
         return self.sequences[0].truncate(n)
 
-    def copy_prefix(self, source: CachedSequence, target: CachedSequence, n: int) -> int:
-        """Let `target` hold the first n tokens of `source`, and no others; nothing is computed.
-
-        Returns how many it holds: fewer if the states of recurrent layers are those after other tokens.
-        """
-        self._bring_back_states(source)
-        target.forget_kept()
-        if not source.goes_back and n != len(source.tokens):
-            n = source.n_kept if source.n_kept <= n else 0
-            target.kept_states, target.n_kept, target.must_go_back = source.kept_states, n, n > 0
-        for cache in self._caches:
-            array = self._memory[cache]
-            old, new = source.first_cell, target.first_cell
-            array[new : new + n] = array[old : old + n]
-        for part, copy in zip(self._parts_of_states(source), self._parts_of_states(target), strict=True):
-            self.write_state(copy, self.read_state(part))
-        target.tokens = source.tokens[:n]
-        return n
-
-    def state_parts(self, n: int) -> list[StatePart]:
-        """Where the first sequence has what it remembers of n tokens."""
-        self._bring_back_states(self.sequences[0])
-        buffers = self.graph.buffers()
-        caches = [StatePart(name, 0, n * row_size(buffers[name])) for name in self._caches]
-        return caches + self._parts_of_states(self.sequences[0])
-
-    def _parts_of_states(self, sequence: CachedSequence) -> list[StatePart]:
-        """Where a sequence has the states of its recurrent layers."""
-        buffers, number = self.graph.buffers(), self.sequences.index(sequence)
-        whole = {name: buffers[name].rows * row_size(buffers[name]) for name in self._states}
-        sizes = {name: size // len(self.sequences) for name, size in whole.items()}
-        return [StatePart(name, number * size, size) for name, size in sizes.items()]
-
-    def _keep_states(self, sequence: CachedSequence) -> None:
-        sequence.kept_states = [self.read_state(part) for part in self._parts_of_states(sequence)]
-        sequence.n_kept = len(sequence.tokens)
-
-    def _bring_back_states(self, sequence: CachedSequence) -> None:
-        if sequence.must_go_back:
-            for part, data in zip(self._parts_of_states(sequence), sequence.kept_states, strict=True):
-                self.write_state(part, data)
-            sequence.must_go_back = False
-
-    def read_state(self, part: StatePart) -> np.ndarray:
-        """The bytes of a part, u8 [nbytes]."""
-        assert self._runner is not None, "start() comes first"
-        return self._runner.read(part.name, part.start, part.nbytes)
-
-    def write_state(self, part: StatePart, data: np.ndarray) -> None:
-        """Give a part other bytes; when all are written, `hold` says which tokens they are of."""
-        assert self._runner is not None, "start() comes first"
-        self._runner.write(part.name, part.start, data)
-
-    def hold(self, tokens: Sequence[int]) -> None:
-        """The state is now that of these tokens, in the first sequence."""
-        self.sequences[0].forget_kept()
-        self.sequences[0].tokens = list(tokens)
-
     def cache_layout(self) -> bytes:
         """Equal for contexts whose caches mean the same: the buffers' rows, and the angles of positions."""
-        buffers = self.graph.buffers()
-        rows = [f"{name} {buffers[name].kind} {buffers[name].cols}" for name in self._caches + self._states]
         angles = self._positions.inputs(1, 1)
-        return "\n".join(rows).encode() + b"".join(angles[name].tobytes() for name in sorted(angles))
+        return self.state.layout().encode() + b"".join(angles[name].tobytes() for name in sorted(angles))
 
     def close(self) -> None:
         """Join the threads and give the memory back."""
         if self._runner:
             self._runner.close()
-        self._runner = None
+        self._runner = self.state.runner = None
         self._memory = Memory()
 
     def _run(self, parts: Sequence[Part]) -> list[np.ndarray]:
         """A step of any length that the runner can take."""
         for part in parts:
             self._check_room(part.sequence, len(part.tokens))
-            self._bring_back_states(part.sequence)
+            self.state.bring_back(part.sequence)
         tokens = [token for part in parts for token in part.tokens]
         ends = np.cumsum([len(part.tokens) for part in parts])
         outputs = [i for part, end in zip(parts, ends, strict=True) for i in range(end - part.n_outputs, end)]
-        assert self._runner is not None, "start() comes first"
         n_past = len(parts[0].sequence.tokens)
         try:
-            logits = self._runner.run(Step(tokens, n_past, outputs, self._inputs(parts, len(tokens))))
+            logits = self._running.run(Step(tokens, n_past, outputs, self._inputs(parts, len(tokens))))
         except BaseException:
             for part in parts:
                 if not part.sequence.goes_back:
@@ -287,9 +233,9 @@ class Context:
         for part in parts:
             part.sequence.tokens.extend(part.tokens)
             if part.keeps_states:
-                self._keep_states(part.sequence)
+                self.state.keep(part.sequence)
         if self.recorder:
-            self.recorder.add(self._runner.chosen(len(tokens)))
+            self.recorder.add(self._running.chosen(len(tokens)))
         return np.split(logits, np.cumsum([part.n_outputs for part in parts])[:-1])
 
     def _inputs(self, parts: Sequence[Part], n_tokens: int) -> dict[str, np.ndarray]:
@@ -308,8 +254,3 @@ class Context:
                 f"{n} more tokens do not fit into the context of {self.n_ctx}, which holds "
                 f"{len(sequence.tokens)}; use a larger context (--ctx) or a shorter prompt."
             )
-
-
-def kernels_of(rows: list[Row]) -> list[str]:
-    """All kernels that a program and the crew need, each once."""
-    return list(dict.fromkeys([*CREW_KERNELS, *(kernel for row in rows for kernel in row.kernels())]))

@@ -12,12 +12,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gguf_moe.errors import BusyError
-from gguf_moe.runtime.program import Program
+from gguf_moe.runtime.program import Program, Row
 from gguf_moe_kernels.cpu.library import KernelLibrary
 from gguf_moe_kernels.structs import CREW_CLOSED, Control
 
@@ -26,6 +26,11 @@ SLICE_NS = 50_000_000
 Watch = Callable[[float], None]
 LEAVE_LIMIT_NS = 30_000_000_000
 """How long threads may take to leave an aborted step: many times the longest chunk."""
+
+
+def kernels_of(rows: Sequence[Row]) -> list[str]:
+    """All kernels that a program of these rows and the crew need, each once."""
+    return list(dict.fromkeys([*KERNELS, *(kernel for row in rows for kernel in row.kernels())]))
 
 
 class Crew:

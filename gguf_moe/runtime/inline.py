@@ -57,7 +57,7 @@ class InlineContext(Context):
             self._memory.address(buffer)
         # To the runner, the graph is the program.
         crew, program = cast(Crew, InlineCrew(self._memory, on_task)), cast(Program, self.graph)
-        self._runner = CpuRunner(self._memory, program, crew, self._expert_layers, hparams.n_expert_used)
+        self._run_on(CpuRunner(self._memory, program, crew, self._expert_layers, hparams.n_expert_used))
 
     def buffer(self, name: str) -> np.ndarray:
         """A buffer's array, as the last task has left it."""

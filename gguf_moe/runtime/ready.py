@@ -6,7 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 
 from gguf_moe.checkpoint import Checkpoint
-from gguf_moe.runtime.context import Context, kernels_of
+from gguf_moe.runtime.context import Context
+from gguf_moe.runtime.crew import kernels_of
 from gguf_moe.runtime.gpu import placement
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.link import measured_rates

@@ -76,12 +76,3 @@ class Part:
         found[:, 0] = self.sequence.first_cell
         found[:, 1] = len(self.sequence.tokens) + np.arange(len(self.tokens))
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class StatePart:
-    """Where a sequence has a part of what it must remember: bytes of a buffer."""
-
-    name: str
-    start: int
-    nbytes: int

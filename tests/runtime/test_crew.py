@@ -14,7 +14,8 @@ LOAD = """if True:
     from gguf_moe.checkpoint import open_checkpoint
     from gguf_moe.errors import BusyError
     from gguf_moe.graph.task import Kind
-    from gguf_moe.runtime.context import Context, kernels_of
+    from gguf_moe.runtime.context import Context
+    from gguf_moe.runtime.crew import kernels_of
     from gguf_moe_kernels.cpu.library import KernelLibrary
 
     checkpoint = open_checkpoint(sys.argv[1])

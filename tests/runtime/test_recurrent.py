@@ -124,8 +124,8 @@ def test_a_state_is_copied_with_all_its_tokens_or_not_at_all(crew_context, recur
     with crew_context(recurrent_file, 2, n_seq_max=3) as context:
         a, b, c = context.sequences
         expected = [context.step([Part(a, TOKENS[:6], 1)])[0].copy()]
-        assert context.copy_prefix(a, b, 5) == 0
-        assert context.copy_prefix(a, c, 6) == 6
+        assert context.state.copy_prefix(a, b, 5) == 0
+        assert context.state.copy_prefix(a, c, 6) == 6
         assert (b.tokens, c.tokens) == ([], TOKENS[:6])
         expected.append(context.step([Part(a, TOKENS[6:], 1)])[0].copy())
         logits = context.step([Part(c, TOKENS[6:], 1)])[0].copy()
@@ -139,7 +139,7 @@ def test_kept_states_are_copied_too(crew_context, recurrent_file, assert_same_bi
         a, b = context.sequences
         context.step([Part(a, LONG[:kept], 0, keeps_states=True)])
         context.step([Part(a, LONG[kept:], 0)])
-        assert context.copy_prefix(a, b, kept + 3) == kept
+        assert context.state.copy_prefix(a, b, kept + 3) == kept
         assert b.tokens == LONG[:kept]
         of_b = context.step([Part(b, TOKENS, 3)])[0].copy()
         assert a.truncate(kept + 1) == kept

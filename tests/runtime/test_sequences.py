@@ -70,7 +70,7 @@ def test_a_prefix_is_copied_and_goes_on_as_if_computed(crew_context, expected, a
     with crew_context(path, 2, n_seq_max=2, kv_kind=kv_kind) as context:
         a, b = context.sequences
         context.step([Part(a, PROMPTS[0], 0)])
-        context.copy_prefix(a, b, 3)
+        context.state.copy_prefix(a, b, 3)
         assert b.tokens == PROMPTS[1][:3]
         assert_same_bits(context.step([Part(b, PROMPTS[1][3:], 1)])[0][0], logits[1][0])
         assert a.tokens == PROMPTS[0]

@@ -53,13 +53,13 @@ def test_its_kv_cache_can_be_read_and_given_back(hybrid_context, moe_file, asser
     monkeypatch.setattr(kv, "STAGING", 1000)  # in several parts, which do not end with a row
     with hybrid_context(moe_file, 2) as context:
         decode(context, TOKENS)
-        parts = context.state_parts(len(TOKENS))
-        kept = [context.read_state(part) for part in parts]
+        parts = context.state.parts(len(TOKENS))
+        kept = [context.state.read(part) for part in parts]
         expected = decode(context, [7, 8])
     with hybrid_context(moe_file, 2) as context:
         for part, data in zip(parts, kept, strict=True):
-            context.write_state(part, data)
-        context.hold(TOKENS)
+            context.state.write(part, data)
+        context.state.hold(TOKENS)
         assert_same_bits(decode(context, [7, 8]), expected)
 
 
