@@ -31,7 +31,7 @@ def lower_to_crew(
         view = _MissingExperts(memory, mailbox, layer, section)
         n_linked = linked[layer] if linked else 0
         tasks = section.before_down if n_linked else section.tasks
-        computed = [lower_task(task, view, n_threads) for task in tasks]  # type: ignore[arg-type]
+        computed = [lower_task(task, view, n_threads) for task in tasks]
         if n_linked:
             computed.append(_answer(view.post.hidden, memory))
             if n_linked < section.down.outputs["out"].cols:
