@@ -3,37 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from numba import njit
 
 from gguf_moe_kernels.cpu.block import SCALES, Layout
 from gguf_moe_kernels.cpu.lanes import fold_two, splat_i64
-from gguf_moe_kernels.cpu.memory import I16, I32, load_i64
+from gguf_moe_kernels.cpu.memory import I16, I32, keep_order, load_i64, make_stack, opaque
 from gguf_moe_kernels.cpu.simd import dot_pairs, make_spread, pack_fours
-from gguf_moe_kernels.cpu.vector import zero_i32x16
+from gguf_moe_kernels.cpu.vector import load_i8x64, zero_i32x16
 
 
-def make_two_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """two_blocks(w, v, header, lane, x0, x1, x2, x3, y0, y1, y2, y3): integer sums of the blocks at w and v.
+@dataclass(frozen=True)
+class Products:
+    """How one token meets a type's large blocks.
 
-    In each four lanes of the result the first two add up to a part of w's sum, the others to one of v's.
-    x0 to x3 are the activations for w, 64 each, y0 to y3 those for v; the scales of w stand in `lane` of the
-    header, an even one, those of v in the next.
+    First begin(w, scratch), which puts what the block's parts share into `scratch_size` bytes of memory;
+    then products(w, k, x, scratch): i32x16 of sums of 4 products, each less than 2^15 unless the layout's
+    weights are signed, of the weights 64k .. 64k + 63 with the 64 int8 at x.
     """
+
+    layout: Layout
+    """The weights as these products see them: offset and signs may differ from those of `quants`."""
+    products: Callable[..., Any]
+    begin: Callable[..., Any]
+    scratch_size: int = 0
+
+
+def products_of_quants(quants: Callable[..., Any], layout: Layout) -> Products:
+    """The products of bytes that `quants` makes."""
     prepared, dot = layout.prepare(quants), layout.dot
-    scaled, scales_of_two = make_scaled(layout), make_scales_of_two(layout)
 
     @njit
-    def two_blocks(w, v, header, lane, x0, x1, x2, x3, y0, y1, y2, y3):
-        zero = zero_i32x16()
-        a, b = dot(zero, prepared(w, 0), x0), dot(zero, prepared(v, 0), y0)
-        total = scaled(zero, a, b, scales_of_two(header, lane, 0))
-        a, b = dot(zero, prepared(w, 1), x1), dot(zero, prepared(v, 1), y1)
+    def products(w, k, x, scratch):
+        return dot(zero_i32x16(), prepared(w, k), load_i8x64(x, 0))
+
+    @njit
+    def begin(w, scratch):
+        pass
+
+    return Products(layout, products, begin)
+
+
+def make_two_blocks(meeting: Products) -> Callable[..., Any]:
+    """two_blocks(w, v, header, lane, x, y): integer sums of the blocks at w and v.
+
+    In each four lanes of the result the first two add up to a part of w's sum, the others to one of v's.
+    x and y are the addresses of the activations for w and for v; the scales of w stand in `lane` of the
+    header, an even one, those of v in the next.
+    """
+    products, begin, needs_scratch = meeting.products, meeting.begin, meeting.scratch_size > 0
+    scaled, scales_of_two = make_scaled(meeting.layout), make_scales_of_two(meeting.layout)
+    stack_scratch, stack_other = make_stack(meeting.scratch_size), make_stack(meeting.scratch_size)
+
+    @njit
+    def two_blocks(w, v, header, lane, x, y):
+        s, t = 0, 0
+        if needs_scratch:
+            s, t = opaque(stack_scratch()), opaque(stack_other())
+            begin(w, s)
+            begin(v, t)
+            keep_order()  # so that what was put there is loaded, not taken out of registers
+        total = zero_i32x16()
+        a, b = products(w, 0, x, s), products(v, 0, y, t)
+        total = scaled(total, a, b, scales_of_two(header, lane, 0))
+        a, b = products(w, 1, x + 64, s), products(v, 1, y + 64, t)
         total = scaled(total, a, b, scales_of_two(header, lane, 1))
-        a, b = dot(zero, prepared(w, 2), x2), dot(zero, prepared(v, 2), y2)
+        a, b = products(w, 2, x + 128, s), products(v, 2, y + 128, t)
         total = scaled(total, a, b, scales_of_two(header, lane, 2))
-        a, b = dot(zero, prepared(w, 3), x3), dot(zero, prepared(v, 3), y3)
+        a, b = products(w, 3, x + 192, s), products(v, 3, y + 192, t)
         return scaled(total, a, b, scales_of_two(header, lane, 3))
 
     return two_blocks

@@ -12,8 +12,8 @@ from typing import Any
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.block import DMIN, D, Layout, stack_header
-from gguf_moe_kernels.cpu.block_sums import make_two_blocks
+from gguf_moe_kernels.cpu.block import DMIN, D, stack_header
+from gguf_moe_kernels.cpu.block_sums import Products, make_two_blocks
 from gguf_moe_kernels.cpu.lanes import (
     load_quarters_f32,
     load_quarters_i32,
@@ -30,7 +30,6 @@ from gguf_moe_kernels.cpu.simd import dot_pairs
 from gguf_moe_kernels.cpu.vector import (
     fma_floats,
     load_f32x16,
-    load_i8x64,
     multiply_floats,
     negative,
     to_floats,
@@ -44,15 +43,14 @@ FOUR_X, FOUR_D, FOUR_SUMS = 1024, 16, 128
 """Bytes of the activations of a four, of their scales, and of their sums (activations.py: Q8_K)."""
 
 
-def make_rows_in_order(
-    quants: Callable[..., Any], unpack_header: Callable[..., Any], layout: Layout
-) -> Callable[..., Any]:
+def make_rows_in_order(meeting: Products, unpack_header: Callable[..., Any]) -> Callable[..., Any]:
     """rows_in_order(w, n_rows, fours, x, out): out float32 [n_rows] = rows of so many fours times x.
 
     n_rows is a multiple of 4.
     """
+    layout = meeting.layout
     type_size, offset, has_minimum = layout.type_size, layout.whole_offset, layout.has_minimum
-    pair, two_blocks, stack_places = layout.make_pair(), make_two_blocks(quants, layout), make_stack(32)
+    pair, two_blocks, stack_places = layout.make_pair(), make_two_blocks(meeting), make_stack(32)
     step_lines = -(-16 * type_size // LINE)
 
     @njit
@@ -66,9 +64,7 @@ def make_rows_in_order(
     def sums_of_two(w, header, lane, q, next_):
         ask_for_share(next_, lane)
         ask_for_share(next_, lane + 1)
-        x0, x1, x2, x3 = load_i8x64(q, 0), load_i8x64(q, 64), load_i8x64(q, 128), load_i8x64(q, 192)
-        y0, y1, y2, y3 = load_i8x64(q, 256), load_i8x64(q, 320), load_i8x64(q, 384), load_i8x64(q, 448)
-        return two_blocks(w, w + type_size, header, lane, x0, x1, x2, x3, y0, y1, y2, y3)
+        return two_blocks(w, w + type_size, header, lane, q, q + 256)
 
     @njit
     def sums_of_four(w, header, lane, q, next_):

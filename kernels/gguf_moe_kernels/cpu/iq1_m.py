@@ -11,7 +11,17 @@ from numba import njit
 from gguf_moe_kernels.cpu.bits import add_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
 from gguf_moe_kernels.cpu.codebook import bytes_of_3_bits, odd, times
-from gguf_moe_kernels.cpu.iq1_s import EIGHTH, entry_of
+from gguf_moe_kernels.cpu.codebook_offsets import (
+    HAS_OFFSETS,
+    SIGNS,
+    low_bytes_of,
+    make_eights,
+    make_field,
+    make_shifted_products,
+    store_i8x32,
+    store_i16x32,
+)
+from gguf_moe_kernels.cpu.iq1_s import EIGHTH, LOWEST, entry_of
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
@@ -57,5 +67,19 @@ def bytes_of_high_bits(nibbles):
     return (low | high) * 0xFF
 
 
-tile = make_tile(quants, unpack_header, LAYOUT)
+meeting = None
+if HAS_OFFSETS:
+    low_bits = make_field(8, 1, [2], 0x1FE)
+    nibbles = make_field(8, 2, [512, 32], 0x1E00)
+
+    @njit
+    def begin(w, scratch):
+        high = nibbles(w + 32)
+        store_i16x32(scratch, 0, low_bits(w) | (high & 0xE00))
+        store_i8x32(scratch, SIGNS, low_bytes_of(((high >> 12) * -2) + 2))
+
+    meeting = make_shifted_products(LAYOUT, make_eights(LOWEST, 4), begin)
+
+
+tile = make_tile(quants, unpack_header, LAYOUT, meeting)
 dequantize = make_dequantize(quants, unpack_header, LAYOUT)

@@ -13,6 +13,16 @@ from gguf_moe_kernels.codebooks import CODEBOOKS
 from gguf_moe_kernels.cpu.bits import add_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
 from gguf_moe_kernels.cpu.codebook import make_codebook, odd, times
+from gguf_moe_kernels.cpu.codebook_offsets import (
+    HAS_OFFSETS,
+    SIGNS,
+    low_bytes_of,
+    make_eights,
+    make_field,
+    make_shifted_products,
+    store_i8x32,
+    store_i16x32,
+)
 from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, gather_columns
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
@@ -60,5 +70,19 @@ def quants(w, k):
     return add_where(entries, (positive >> 15 & 1 | positive << 1 & 1 << 32) * 0xFFFFFFFF, 2)
 
 
-tile = make_tile(quants, unpack_header, LAYOUT)
+meeting = None
+if HAS_OFFSETS:
+    low_bits = make_field(8, 1, [2], 0x1FE)
+    high_bits = make_field(16, 4, [512, 64, 8, 1], 0xE00)
+    shifts = make_field(16, 4, [1], 0x8000)
+
+    @njit
+    def begin(w, scratch):
+        store_i16x32(scratch, 0, low_bits(w + 2) | high_bits(w + 34))
+        store_i8x32(scratch, SIGNS, low_bytes_of(((shifts(w + 34) >> 15) * -2) + 2))
+
+    meeting = make_shifted_products(LAYOUT, make_eights(LOWEST, 4), begin)
+
+
+tile = make_tile(quants, unpack_header, LAYOUT, meeting)
 dequantize = make_dequantize(quants, unpack_header, LAYOUT)

@@ -21,6 +21,13 @@ from gguf_moe_kernels.cpu.block import (
     store_scales,
 )
 from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, odd, times
+from gguf_moe_kernels.cpu.codebook_offsets import (
+    HAS_OFFSETS,
+    make_eights,
+    make_field,
+    make_signed_products,
+    store_i16x32,
+)
 from gguf_moe_kernels.cpu.codebook_tables import HAS_TABLES, make_weights, pairs_of_bits, widened
 from gguf_moe_kernels.cpu.memory import load_i64, load_u8
 from gguf_moe_kernels.cpu.tile import make_tile
@@ -69,5 +76,17 @@ else:
         return negative_where(entries, load_i64(w, 34 + 8 * k))
 
 
-tile = make_tile(quants, unpack_header, LAYOUT)
+meeting = None
+if HAS_OFFSETS:
+    low_bits = make_field(8, 1, [1], 0xFF)
+    high_bits = make_field(8, 4, [256, 64, 16, 4], 0x300)
+
+    @njit
+    def begin(w, scratch):
+        store_i16x32(scratch, 0, low_bits(w + 2) | high_bits(w + 66))
+
+    meeting = make_signed_products(LAYOUT, make_eights(CODEBOOKS[GGMLType.IQ2_S], 8), begin, signs=34)
+
+
+tile = make_tile(quants, unpack_header, LAYOUT, meeting)
 dequantize = make_dequantize(quants, unpack_header, LAYOUT)

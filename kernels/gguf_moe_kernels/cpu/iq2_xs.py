@@ -20,6 +20,16 @@ from gguf_moe_kernels.cpu.block import (
     store_scales,
 )
 from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, even_signs, make_codebook, odd, times
+from gguf_moe_kernels.cpu.codebook_offsets import (
+    HAS_OFFSETS,
+    SIGNS,
+    low_bytes_of,
+    make_eights,
+    make_signed_products,
+    store_i8x32,
+    store_i16x32,
+    with_even_signs,
+)
 from gguf_moe_kernels.cpu.codebook_tables import (
     HAS_TABLES,
     eight_bytes,
@@ -74,5 +84,17 @@ else:
         return negative_where(entries, even_signs(signs_of(a), signs_of(b)))
 
 
-tile = make_tile(quants, unpack_header, LAYOUT)
+meeting = None
+if HAS_OFFSETS:
+
+    @njit
+    def begin(w, scratch):
+        words = load_i16x32(w, 2)
+        store_i16x32(scratch, 0, words & 511)
+        store_i8x32(scratch, SIGNS, with_even_signs(low_bytes_of(words >> 9)))
+
+    meeting = make_signed_products(LAYOUT, make_eights(CODEBOOKS[GGMLType.IQ2_XS], 8), begin)
+
+
+tile = make_tile(quants, unpack_header, LAYOUT, meeting)
 dequantize = make_dequantize(quants, unpack_header, LAYOUT)

@@ -13,6 +13,17 @@ from gguf_moe_kernels.codebooks import CODEBOOKS
 from gguf_moe_kernels.cpu.bits import negative_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
 from gguf_moe_kernels.cpu.codebook import even_signs, make_codebook, odd, times
+from gguf_moe_kernels.cpu.codebook_offsets import (
+    HAS_OFFSETS,
+    SIGNS,
+    even_fours_widened,
+    make_eights,
+    make_signed_products,
+    seven_bits,
+    store_i8x32,
+    store_i16x32,
+    with_even_signs,
+)
 from gguf_moe_kernels.cpu.codebook_tables import (
     HAS_TABLES,
     eight_bytes,
@@ -68,5 +79,16 @@ else:
         return negative_where(entries, even_signs(load_u32(a, 4), load_u32(b, 4)))
 
 
-tile = make_tile(quants, unpack_header, LAYOUT)
+meeting = None
+if HAS_OFFSETS:
+
+    @njit
+    def begin(w, scratch):
+        store_i16x32(scratch, 0, even_fours_widened(w + 2))
+        store_i8x32(scratch, SIGNS, with_even_signs(seven_bits(w + 6, 8)))
+
+    meeting = make_signed_products(LAYOUT, make_eights(CODEBOOKS[GGMLType.IQ2_XXS], 8), begin)
+
+
+tile = make_tile(quants, unpack_header, LAYOUT, meeting)
 dequantize = make_dequantize(quants, unpack_header, LAYOUT)

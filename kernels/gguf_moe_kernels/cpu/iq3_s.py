@@ -19,6 +19,13 @@ from gguf_moe_kernels.cpu.block import (
     store_scales,
 )
 from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, odd
+from gguf_moe_kernels.cpu.codebook_offsets import (
+    HAS_OFFSETS,
+    make_field,
+    make_fours,
+    make_signed_products,
+    store_i16x32,
+)
 from gguf_moe_kernels.cpu.codebook_tables import HAS_TABLES, make_weights, ninth_bits, widened
 from gguf_moe_kernels.cpu.memory import load_i64, load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
@@ -71,5 +78,18 @@ else:
         return negative_where(join(low, high), load_i64(w, 74 + 8 * k)) + 15
 
 
-tile = make_tile(quants, unpack_header, LAYOUT)
+meeting = None
+if HAS_OFFSETS:
+    low_bits = make_field(8, 1, [32], 0x1FE0)
+    ninth = make_field(8, 8, [1 << 13 - i for i in range(8)], 0x2000)
+
+    @njit
+    def begin(w, scratch):
+        store_i16x32(scratch, 0, low_bits(w + 2) | ninth(w + 66))
+        store_i16x32(scratch, 64, low_bits(w + 34) | ninth(w + 70))
+
+    meeting = make_signed_products(LAYOUT, make_fours(CODEBOOKS[GGMLType.IQ3_S]), begin, 16, signs=74)
+
+
+tile = make_tile(quants, unpack_header, LAYOUT, meeting)
 dequantize = make_dequantize(quants, unpack_header, LAYOUT)

@@ -13,6 +13,17 @@ from gguf_moe_kernels.codebooks import CODEBOOKS
 from gguf_moe_kernels.cpu.bits import negative_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
 from gguf_moe_kernels.cpu.codebook import even_signs, make_codebook, odd, times
+from gguf_moe_kernels.cpu.codebook_offsets import (
+    HAS_OFFSETS,
+    SIGNS,
+    make_field,
+    make_fours,
+    make_signed_products,
+    seven_bits,
+    store_i8x32,
+    store_i16x32,
+    with_even_signs,
+)
 from gguf_moe_kernels.cpu.codebook_tables import (
     HAS_TABLES,
     eight_bytes,
@@ -71,5 +82,18 @@ else:
         return negative_where(entries, even_signs(load_u32(w, 66 + 8 * k), load_u32(w, 70 + 8 * k)))
 
 
-tile = make_tile(quants, unpack_header, LAYOUT)
+meeting = None
+if HAS_OFFSETS:
+    low_bits = make_field(8, 1, [32], 0x1FE0)
+
+    @njit
+    def begin(w, scratch):
+        store_i16x32(scratch, 0, low_bits(w + 2))
+        store_i16x32(scratch, 64, low_bits(w + 34))
+        store_i8x32(scratch, SIGNS, with_even_signs(seven_bits(w + 66, 4)))
+
+    meeting = make_signed_products(LAYOUT, make_fours(CODEBOOKS[GGMLType.IQ3_XXS]), begin, 16)
+
+
+tile = make_tile(quants, unpack_header, LAYOUT, meeting)
 dequantize = make_dequantize(quants, unpack_header, LAYOUT)

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from gguf_moe_kernels.cpu.half import f16_to_f32, f32_to_f16
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-F16, F32 = ir.HalfType(), ir.FloatType()
+F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 LINE = 64
 """Bytes of a cache line."""
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.block import DMIN, D, Layout, stack_header
-from gguf_moe_kernels.cpu.block_sums import make_two_blocks
+from gguf_moe_kernels.cpu.block import DMIN, D, stack_header
+from gguf_moe_kernels.cpu.block_sums import Products, make_two_blocks
 from gguf_moe_kernels.cpu.in_order import make_rows_in_order
 from gguf_moe_kernels.cpu.lanes import (
     add_quarters,
@@ -64,13 +64,14 @@ AHEAD = 1024 if IS_ZEN4 else 2048
 
 
 def make_one_token(
-    quants: Callable[..., Any], unpack_header: Callable[..., Any], layout: Layout
+    quants: Callable[..., Any], unpack_header: Callable[..., Any], meeting: Products
 ) -> Callable[..., Any]:
     """one_token(w, row_size, n_rows, n_in, x, out): out float32 [n_rows] = n_rows rows of weights times x."""
+    layout = meeting.layout
     type_size, block_size = layout.type_size, layout.block_size
     four_size, sums_size = 4 * type_size, 128 if layout.is_large else 16
-    in_order, add_blocks = layout.in_order and not IS_ZEN4, make_add_blocks(quants, layout)
-    rows_in_order = make_rows_in_order(quants, unpack_header, layout) if in_order else None
+    in_order, add_blocks = layout.in_order and not IS_ZEN4, make_add_blocks(quants, meeting)
+    rows_in_order = make_rows_in_order(meeting, unpack_header) if in_order else None
     header_place = layout.make_header_place()
     stack_places, stack_tails, stack_sums = make_stack(32), make_stack(4 * four_size), make_stack(16)
 
@@ -125,28 +126,28 @@ def make_one_token(
     return one_token
 
 
-def make_add_blocks(quants: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+def make_add_blocks(quants: Callable[..., Any], meeting: Products) -> Callable[..., Any]:
     """add_blocks(acc, w, stride, header, q, d, sums, next_, apart): acc plus terms of 4 x 4 blocks.
 
     w is the address of the first row's four blocks, those of the next row are `stride` bytes behind; q, d and
     sums belong to them in x. Meanwhile as many blocks are asked for at next_ and, for the other rows, each
     time `apart` bytes behind: a few lines at a time, as more at once block the loads behind them.
     """
+    layout = meeting.layout
     type_size, offset, has_minimum = layout.type_size, layout.whole_offset, layout.has_minimum
     prepared, dot, pair = layout.prepare(quants), layout.dot, layout.make_pair()
-    two_blocks = make_two_blocks(quants, layout)
+    two_blocks = make_two_blocks(meeting)
 
     @njit
     def block_of_rows(w, stride, header, lane, q, next_, apart):
         """Integer sums of the same block of four rows, spread over the quarters."""
-        x0, x1, x2, x3 = load_i8x64(q, 0), load_i8x64(q, 64), load_i8x64(q, 128), load_i8x64(q, 192)
         ask_for(next_, type_size)
         ask_for(next_ + apart, type_size)
-        a = two_blocks(w, w + stride, header, lane, x0, x1, x2, x3, x0, x1, x2, x3)
+        a = two_blocks(w, w + stride, header, lane, q, q)
         ask_for(next_ + 2 * apart, type_size)
         ask_for(next_ + 3 * apart, type_size)
         w += 2 * stride
-        b = two_blocks(w, w + stride, header, lane + 2, x0, x1, x2, x3, x0, x1, x2, x3)
+        b = two_blocks(w, w + stride, header, lane + 2, q, q)
         return sum_twos(a, b)
 
     @njit

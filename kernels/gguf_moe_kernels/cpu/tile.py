@@ -19,6 +19,7 @@ from typing import Any
 from numba import njit
 
 from gguf_moe_kernels.cpu.block import Layout
+from gguf_moe_kernels.cpu.block_sums import Products, products_of_quants
 from gguf_moe_kernels.cpu.compile import Kernel, kernel
 from gguf_moe_kernels.cpu.many_tokens import TOKENS, make_many_tokens
 from gguf_moe_kernels.cpu.memory import load_i32, load_i64, make_stack, store_f32, store_i64
@@ -48,9 +49,17 @@ def make_float_tile(dot: Callable[..., Any]) -> Kernel:
     return tile
 
 
-def make_tile(quants: Callable[..., Any], unpack_header: Callable[..., Any], layout: Layout) -> Kernel:
-    """The tile kernel of a quantized type; its parts are explained in block.py."""
-    one_token = make_one_token(quants, unpack_header, layout)
+def make_tile(
+    quants: Callable[..., Any],
+    unpack_header: Callable[..., Any],
+    layout: Layout,
+    meeting: Products | None = None,
+) -> Kernel:
+    """The tile kernel of a quantized type; its parts are explained in block.py.
+
+    `meeting`: how one token meets its blocks, where there is a faster way than through `quants`.
+    """
+    one_token = make_one_token(quants, unpack_header, meeting or products_of_quants(quants, layout))
     many_tokens = make_many_tokens(quants, unpack_header, layout)
     stack_tokens = make_stack(8 * TOKENS)
 
