@@ -150,8 +150,9 @@ class Bench:
         with closing(self.context(test.n_depth + test.n_tokens, test.n_threads)) as context:
             fill(context, test.n_depth, self.hparams.n_vocab)
             tokens = random_tokens(test.n_tokens, self.hparams.n_vocab)
+            before = self.bandwidth(test.n_threads)  # before the warm-up, as it empties the CPU's caches
             timed(context, test, tokens if test.n_prompt or context.gpu else tokens[:1])
-            before, speeds = self.bandwidth(test.n_threads), []
+            speeds: list[float] = []
             earlier = _usage(context)
             for done in range(repetitions):
                 self._progress("measuring", done, repetitions)

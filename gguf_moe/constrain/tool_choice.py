@@ -72,7 +72,8 @@ def _rules(
     shared: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     for i, (key, value) in enumerate(named.items()):
         rule = f"{number}_{i}"
-        begin = _written(before.replace("{key}", key), control_id)
+        written = before.replace("{key}", key).replace("{is_text}", str(_is_text(value)).lower())
+        begin = _written(written, control_id)
         yield from _argument(rule, begin, after, value, shared, control_id)
 
 
@@ -82,8 +83,8 @@ def _argument(
     """The rules of one argument: a text as it is, or JSON."""
     end = _written(after, control_id)
     schema = schema if isinstance(schema, Mapping) else {}
-    values = schema.get("enum")
-    if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
+    values = _texts(schema)
+    if values:
         yield f"argument_{number}: {begin} ({' | '.join(map(_literal, values))}) {end}"
     elif schema.get("type") != "string":
         yield f"argument_{number}: {begin} value_{number} {end}"
@@ -93,6 +94,17 @@ def _argument(
         yield f"value_{number}[suffix={end}]: /(.|\\n)*/"
     else:
         yield f"argument_{number}: {begin} /(.|\\n)*/ {end}"
+
+
+def _texts(schema: Any) -> list[str]:
+    """The values of an argument that is one of some texts; none if it is anything else."""
+    values = schema.get("enum") if isinstance(schema, Mapping) else None
+    return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else []
+
+
+def _is_text(schema: Any) -> bool:
+    """Whether an argument is written as it is, not as JSON."""
+    return bool(_texts(schema)) or (isinstance(schema, Mapping) and schema.get("type") == "string")
 
 
 def _json(schema: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -32,8 +33,11 @@ SAMPLE = 1 << 30
 """Bytes of the layers that are measured, at least: too many for a cache to hold."""
 N_PROMPT = 512
 N_DECODE = 24
-N_RUNS = 3
-"""The best counts: the first one reads the file, and other programs may take the cores for a while."""
+N_WARM = 64
+"""Tokens that are computed first: they read what the page cache lacks, and the threads start."""
+MEASURED_S = 4.0
+"""Rounds go on for so long, as a machine's speed changes within a second; the medians count."""
+LEAST_ROUNDS, MOST_ROUNDS = 3, 15
 FILE = "measured.json"
 MOST_KEPT = 200
 
@@ -77,22 +81,35 @@ def measure(
             context, library, n_threads, lambda name, done, total: tell("compiling", done, total), [KERNEL]
         )
         with closing(context):
-            prompt_s, decode_s, bandwidth = [], [], []
-            for done in range(N_RUNS):
-                tell("measuring", done, N_RUNS)
-                prompt_s.append(_prompt(context, n_prompt, hparams.n_vocab))
-                decode_s.append(_decode(context, hparams.n_vocab))
-                bandwidth.append(BandwidthMeter(library).measure(n_threads))
+            rounds = _rounds(context, library, n_prompt, hparams.n_vocab, n_threads, tell)
+    prompt_s, decode_s, bandwidth = (statistics.median(times) for times in zip(*rounds, strict=True))
     used = hparams.n_expert_used
     layers = _bytes_per_token(weights, used) / _bytes_per_token(sample, used)
     whole = weights.bytes_per_token(used) / sample.bytes_per_token(used)
     return Speed(
-        prompt=n_prompt / (min(prompt_s) * layers),
-        decode=1 / (min(decode_s) * whole),
-        bandwidth=max(bandwidth),
+        prompt=n_prompt / (prompt_s * layers),
+        decode=1 / (decode_s * whole),
+        bandwidth=bandwidth,
         n_prompt=n_prompt,
         n_layer=len(sample.blk),
     )
+
+
+def _rounds(
+    context: Context, library: KernelLibrary, n_prompt: int, n_vocab: int, n_threads: int, tell: Progress
+) -> list[tuple[float, float, float]]:
+    """Each the seconds of a prompt, those of a token, and the bandwidth in bytes per second."""
+    meter = BandwidthMeter(library)
+    _timed(context, [_tokens(min(N_WARM, n_prompt), n_vocab)])
+    rounds: list[tuple[float, float, float]] = []
+    start = time.perf_counter()
+    while len(rounds) < LEAST_ROUNDS or (
+        len(rounds) < MOST_ROUNDS and time.perf_counter() - start < MEASURED_S
+    ):
+        tell("measuring", min(len(rounds), LEAST_ROUNDS), LEAST_ROUNDS)
+        prompt_s, decode_s = _prompt(context, n_prompt, n_vocab), _decode(context, n_vocab)
+        rounds.append((prompt_s, decode_s, meter.measure(n_threads)))
+    return rounds
 
 
 def planned_speed(cache_dir: Path | None, path: Path, n_threads: int, kv_kind: Kind) -> Speed | None:

@@ -11,6 +11,7 @@ _FIELDS = {
     "{name}": r"(?P<name>[\w.:-]+)",
     "{id}": r"(?P<id>[\w.:-]+)",
     "{functions.name:0}": r"(?P<id>functions\.(?P<name>[\w.-]+):\d+)",
+    "{is_text}": r"(?:true|false)",
     "{key}": r'(?P<key>[^<>"]+?)',
     "{value}": r"(?P<value>.*?)",
     "\n{value}\n": r"\n?(?P<value>.*?)\n?",
@@ -89,6 +90,8 @@ def _bar(words: str) -> str:
     return "<\uff5c" + words.replace(" ", "\u2581") + "\uff5c>"
 
 
+_DSML = "\uff5cDSML\uff5c"
+
 # The first that fits counts.
 FORMATS = (
     # Gemma 4
@@ -107,6 +110,15 @@ FORMATS = (
         head='\n<invoke name="{name}">',
         argument='\n<parameter name="{key}">{value}</parameter>',
         tail="\n</invoke>\n",
+    ),
+    # DeepSeek-V3.2
+    Format(
+        signs=(_DSML, "function_calls>"),
+        opening=f"<{_DSML}function_calls>",
+        closing=f"</{_DSML}function_calls>",
+        head=f'\n<{_DSML}invoke name="{{name}}">',
+        argument=f'\n<{_DSML}parameter name="{{key}}" string="{{is_text}}">{{value}}</{_DSML}parameter>',
+        tail=f"\n</{_DSML}invoke>\n",
     ),
     # Kimi-K2
     Format(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
@@ -44,15 +44,20 @@ _HEAVY_FILTERS = words(
 _COMPARING_TESTS = words(
     "!= < <= == > >= divisibleby eq equalto filter ge greaterthan gt in le lessthan lower lt ne test upper"
 )
-_LOOKUP_METHODS = words("get items keys values")
+_LOOKUP_METHODS = words("append get items keys values")
+_OWN_LIST_METHODS = words("append pop")
+"""What Jinja's immutable sandbox forbids, and Kimi-K2's template does to a list that it has made."""
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment of one rendering: what its templates do is paid from `budget`."""
+    """The environment of one rendering: what its templates do is paid from `budget`.
+
+    given: the ids of the caller's lists, which a template must not change; they outlive the rendering.
+    """
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, given: frozenset[int] = frozenset()) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -62,6 +67,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             cache_size=0,
         )
         self.budget = budget
+        self._given = given
         self._prices = Prices(budget)
         del self.globals["lipsum"]
         self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
@@ -123,7 +129,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Whether a template may read it: of a number nothing, of a str only the methods that can be paid."""
+        """Whether a template may read it.
+
+        Of a number nothing, of a str only the methods that can be paid, of its own lists also two that change
+        them.
+        """
+        if type(obj) is list and attr in _OWN_LIST_METHODS:
+            return id(obj) not in self._given
         if isinstance(obj, int | float | bytes) or (isinstance(obj, str) and attr not in STRING_METHODS):
             return False
         return super().is_safe_attribute(obj, attr, value)
@@ -215,9 +227,21 @@ def compile_template(source: str) -> Any:
     return Sandbox(Budget()).compile(source)
 
 
+def _lists_in(value: Any) -> Iterator[int]:
+    """The id of each list in a value, at all depths."""
+    if isinstance(value, list):
+        yield id(value)
+    if isinstance(value, Mapping):
+        value = value.values()
+    if not isinstance(value, str | bytes) and isinstance(value, Iterable) and not isinstance(value, Iterator):
+        for item in value:
+            yield from _lists_in(item)
+
+
 def render_template(code: Any, variables: Mapping[str, Any]) -> Iterator[str]:
     """The text of a compiled template, in pieces. Its budget grows with what the caller gives to it."""
     inputs = Budget(MAX_INPUT_UNITS)
     inputs.walk(variables, cost.READ)
-    sandbox = Sandbox(Budget(cost.UNITS + INPUT_FACTOR * (MAX_INPUT_UNITS - inputs.left)))
+    budget = Budget(cost.UNITS + INPUT_FACTOR * (MAX_INPUT_UNITS - inputs.left))
+    sandbox = Sandbox(budget, frozenset(_lists_in(variables)))
     return jinja2.Template.from_code(sandbox, code, sandbox.globals).generate(**variables)

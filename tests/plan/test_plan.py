@@ -12,7 +12,7 @@ import gguf_moe
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.cli import cli
 from gguf_moe.options import Options
-from gguf_moe.plan import make_plan
+from gguf_moe.plan import make_plan, speed
 from gguf_moe.plan.speed import FILE
 from gguf_moe.runtime import bandwidth
 
@@ -25,6 +25,7 @@ DEMO = Path(gguf_moe.__file__).parent / "models" / "demo.gguf"
 def plan(kernel_cache, monkeypatch):
     """Plan for a file with two threads; measurements are forgotten afterwards."""
     monkeypatch.setattr(bandwidth, "BUFFER_SIZE", 1 << 24)
+    monkeypatch.setattr(speed, "MEASURED_S", 0.0)
 
     def plan(path=MOE, **options):
         names = {"ram", "measures", "again"} & set(options)

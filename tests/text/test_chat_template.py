@@ -151,6 +151,21 @@ def test_the_template_cannot_change_the_messages():
         render("{{ messages.append(1) }}", [*QUESTION])
 
 
+def test_a_template_changes_lists_that_it_has_made():
+    source = "{% set ns = namespace(ids=[]) %}{% for m in messages %}{% set _ = ns.ids.append(m.role) %}"
+    source += "{% endfor %}{{ ns.ids.pop(0) }} {{ ns.ids | join(' ') }}"
+    assert render(source, CONVERSATION[:3]) == "system user assistant"
+
+
+@pytest.mark.parametrize("change", ["messages.append(1)", "messages[0].content.pop()", "tools.pop()"])
+def test_a_template_cannot_change_the_callers_lists(change):
+    messages, tools = [{"role": "user", "content": ["a"]}], list(TOOLS)
+    with pytest.raises(TemplateError, match=r"not callable|unsafe"):
+        render("{{ " + change + " }}", messages, tools=tools)
+    assert messages == [{"role": "user", "content": ["a"]}]
+    assert tools == TOOLS
+
+
 def test_a_broken_template_fails_when_it_is_used():
     template = find(tokenizer__chat_template="{% for %}")
     with pytest.raises(TemplateError, match="line 1: TemplateSyntaxError"):
@@ -284,6 +299,9 @@ ATTACKS = {
     "shared lists as attributes": SHARED + "{{ [{}] | map(attribute=a) | list }}",
     "shared lists in an iterator": SHARED + "{{ dict([[a, 1]] | select) }}",
     "deep lists": NESTED + LOOP % "{% set ns.x = (ns.x,) %}" + "{{ {ns.x: 1} }}",
+    "list that holds itself": "{% set a = [] %}{% set _ = a.append(a) %}{{ a }}",
+    "list that grows": "{% set a = [1] %}{% for i in a %}{% set _ = a.append(i) %}{% endfor %}",
+    "lists that grow": "{% set a = [] %}" + LOOP % "{% set _ = a.append([i]) %}" + LOOP % "{{ a }}",
     "deep iterators": NESTED + LOOP % "{% set ns.x = ns.x | map('int') %}" + "{{ ns.x | list }}",
     "date": "{{ strftime_now('%1000000000d') }}",
     "lipsum": "{{ lipsum(n=10 ** 6) }}",

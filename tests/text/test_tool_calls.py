@@ -43,6 +43,10 @@ def v31(name, arguments):
     return bar("tool call begin") + name + bar("tool sep") + arguments + bar("tool call end")
 
 
+def dsml(word, opening="<"):
+    return f"{opening}\uff5cDSML\uff5c{word}>"
+
+
 # Of each family what a template shows of it, and how its model writes a call of weather and one of now.
 FAMILIES = {
     "hermes": (
@@ -71,6 +75,15 @@ FAMILIES = {
     ),
     "deepseek-r1": (bar("tool sep") + "```json", deepseek(r1("weather", JSON), r1("now", "{}"))),
     "deepseek-v3.1": (bar("tool sep"), deepseek(v31("weather", JSON), v31("now", "{}"))),
+    "deepseek-v3.2": (
+        "\uff5cDSML\uff5c function_calls>",
+        f'{dsml("function_calls")}\n{dsml("invoke name=")[:-1]}"weather">\n'
+        f'{dsml("parameter name=")[:-1]}"city" string="true">Paris "x"\n</b>{dsml("parameter", "</")}\n'
+        f'{dsml("parameter name=")[:-1]}"days" string="false">3{dsml("parameter", "</")}\n'
+        f'{dsml("parameter name=")[:-1]}"tags" string="false">["a", "b c"]{dsml("parameter", "</")}\n'
+        f'{dsml("invoke", "</")}\n{dsml("invoke name=")[:-1]}"now">\n{dsml("invoke", "</")}\n'
+        f"{dsml('function_calls', '</')}",
+    ),
     "kimi": (
         "<|tool_calls_section_begin|>",
         f"<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{JSON}"
