@@ -48,7 +48,7 @@ def test_without_them_the_library_compiles_itself(tmp_path, monkeypatch, caplog,
     monkeypatch.setattr(workers, "COMMAND", (sys.executable, "-c", script))
     calls = []
     assert KernelLibrary(tmp_path, fill_cache).prepare(KERNELS, lambda *call: calls.append(call)) == 3
-    assert "a process that compiles kernels has failed" in caplog.text
+    assert "a process that compiles kernels has ended too early" in caplog.text
     assert calls[-3:] == [(name, i, 3) for i, name in enumerate(KERNELS)]
     assert KernelLibrary(tmp_path).prepare(KERNELS) == 0
 
@@ -56,13 +56,13 @@ def test_without_them_the_library_compiles_itself(tmp_path, monkeypatch, caplog,
 def test_processes_that_cannot_be_started_are_done_without(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(workers, "COMMAND", (str(tmp_path / "nothing"),))
     assert KernelLibrary(tmp_path, fill_cache).prepare(KERNELS) == 3
-    assert "a process that compiles kernels has failed" in caplog.text
+    assert "a process that compiles kernels has ended too early" in caplog.text
 
 
 def test_one_that_dies_leaves_the_rest_to_the_others(tmp_path, started, caplog):
     tmp_path.chmod(0o700)
     fill_cache(tmp_path, ["no_such_module.tile", *KERNELS])
-    assert "a process that compiles kernels has failed" in caplog.text
+    assert "a process that compiles kernels has ended too early" in caplog.text
     assert len(list(tmp_path.iterdir())) == 3
 
 
