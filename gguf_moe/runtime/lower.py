@@ -23,7 +23,11 @@ from gguf_moe_kernels.quants import GGMLType
 CHUNK_BYTES = 1 << 18
 """Weights in one chunk of a matmul: kernels ask for memory ahead of time, and a chunk's end loses that."""
 ROWS_TOGETHER = 32
-"""Rows of a weight that the kernels take side by side."""
+"""Rows of a weight that the kernels take side by side, for several tokens."""
+STREAMS = 4
+"""The same for one token."""
+SMALL_CHUNK_BYTES, MOST_CHUNKS = 1 << 16, 16
+"""Of one token's weights each thread has up to MOST_CHUNKS chunks of at least so many bytes."""
 
 
 def lower(graph: Graph, memory: Addresses, n_threads: int) -> list[Row]:
@@ -66,8 +70,7 @@ def _matmul(task: Task, memory: Addresses, n_threads: int) -> Lowered:
     special: dict[str, Value] = {
         "tile": _tile(weight.qtype),
         **matmul_sizes(task),
-        "chunk_rows": _chunk_rows(weight.qtype.row_size(n_in), n_out, n_threads),
-        "n_threads": n_threads,
+        **_chunks(weight.qtype.row_size(n_in), n_out, n_threads),
     }
     return "matmul.matmul", structs.MATMUL, special | absent(task, "bias", "residual")
 
@@ -79,8 +82,7 @@ def _matmul_id(task: Task, memory: Addresses, n_threads: int) -> Lowered:
         "tiles": [_tile(qtype) for qtype in weight.qtypes],
         "weights": list(weight.addresses),
         **matmul_id_sizes(task, memory.address),
-        "chunk_rows": _chunk_rows(max(qtype.row_size(n_in) for qtype in weight.qtypes), n_out, n_threads),
-        "n_threads": n_threads,
+        **_chunks(max(qtype.row_size(n_in) for qtype in weight.qtypes), n_out, n_threads),
     }
     return "matmul.matmul_id", structs.MATMUL_ID, special | absent(task, "x_index")
 
@@ -124,7 +126,23 @@ def _tile(qtype: GGMLType) -> str:
     return f"{qtype.name.lower()}.tile"
 
 
+def _chunks(row_size: int, n_out: int, n_threads: int) -> dict[str, Value]:
+    """How a matmul is cut."""
+    return {
+        "chunk_rows": _chunk_rows(row_size, n_out, n_threads),
+        "one_token_rows": _one_token_rows(row_size, n_out, n_threads),
+        "n_threads": n_threads,
+    }
+
+
 def _chunk_rows(row_size: int, n_out: int, n_threads: int) -> int:
     """Rows of one chunk: enough to read memory as one stream, and enough chunks to keep all threads busy."""
     wanted = min(CHUNK_BYTES // row_size, n_out // (4 * n_threads))
     return max(1, wanted // ROWS_TOGETHER) * ROWS_TOGETHER
+
+
+def _one_token_rows(row_size: int, n_out: int, n_threads: int) -> int:
+    """Rows of one chunk for one token: threads wait for the last one, but each should still be a stream."""
+    n_chunks = min(MOST_CHUNKS, max(1, row_size * n_out // (n_threads * SMALL_CHUNK_BYTES)))
+    wanted = min(-(-n_out // (n_threads * n_chunks)), CHUNK_BYTES // row_size)
+    return max(1, -(-wanted // STREAMS)) * STREAMS

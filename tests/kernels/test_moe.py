@@ -247,12 +247,13 @@ def test_shexp_gate(rng, call_op, assert_same_bits, n_in, n):
 
 
 @pytest.mark.parametrize("gather", [True, False])
+@pytest.mark.parametrize("ids", [[[0, 2], [7, 2], [2, 1], [4, 7]], [[5, 3]]])
 def test_matmul_id_of_experts_that_differ_in_type(
-    rng, library, call_op, random_rows, assert_same_bits, gather
+    rng, library, call_op, random_rows, assert_same_bits, gather, ids
 ):
     qtypes = (Q4_K, Q8_0, F16, Q4_K, Q8_0, F16, Q4_K, Q8_0)
     weights = [random_rows(rng, qtype, 6, 256) for qtype in qtypes]
-    ids = np.array([[0, 2], [7, 2], [2, 1], [4, 7]], np.int32)
+    ids = np.array(ids, np.int32)
     places = sorted_by_expert(ids)
     x_f32 = normal(rng, len(ids) if gather else ids.size, 256)
     x = {ActivationFormat.F32: x_f32}
@@ -276,6 +277,7 @@ def test_matmul_id_of_experts_that_differ_in_type(
         n_used=places["n_used"],
         first=places["first"],
         chunk_rows=4,
+        one_token_rows=5,
         n_threads=3,
     )
     x_index = places["token"] if gather else None

@@ -43,7 +43,7 @@ def test_get_rows(rng, library, call_op, random_rows, assert_same_bits, qtype):
 @pytest.mark.parametrize(
     "activation", [ActivationFormat.Q8_0, ActivationFormat.Q8_1, ActivationFormat.Q8_K], ids=lambda a: a.name
 )
-@pytest.mark.parametrize("n", [256, 768])
+@pytest.mark.parametrize("n", [256, 768, 4352])
 def test_quantize(rng, call_op, assert_same_bits, activation, n):
     x = normal(rng, 5, n) * 10.0 ** np.arange(-6, 4, 2, dtype=np.float32)[:, None]
     x[1, :256] = 0
@@ -335,7 +335,7 @@ def test_attention_is_near_the_truth(rng):
         np.testing.assert_allclose(out[0], scores / (scores.sum() + np.exp(1.5)) @ v[seen], atol=1e-6)
 
 
-@pytest.mark.parametrize("n", [32, 77])
+@pytest.mark.parametrize("n", [32, 77, 4352])
 def test_swiglu(rng, call_op, assert_same_bits, n):
     gate, up = normal(rng, 4, n) * 20, normal(rng, 4, n)
     gate[0, :4] = np.nan, np.inf, -np.inf, -0.0
@@ -388,13 +388,16 @@ def test_softcap(rng, call_op, assert_same_bits):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("chunk_rows", "n_threads"), [(4, 1), (4, 2), (11, 4), (64, 1)])
-def test_matmul(rng, library, call_op, random_rows, assert_same_bits, bias, residual, chunk_rows, n_threads):
+@pytest.mark.parametrize("n", [1, 3])
+def test_matmul(
+    rng, library, call_op, random_rows, assert_same_bits, bias, residual, chunk_rows, n_threads, n
+):
     weight, x = (
         random_rows(rng, Q8_0, 11, 96),
-        activations.quantize(ActivationFormat.Q8_0, normal(rng, 3, 96)),
+        activations.quantize(ActivationFormat.Q8_0, normal(rng, n, 96)),
     )
-    added = {"bias": normal(rng, 11) if bias else None, "residual": normal(rng, 3, 11) if residual else None}
-    out, expected = empty(3, 11), empty(3, 11)
+    added = {"bias": normal(rng, 11) if bias else None, "residual": normal(rng, n, 11) if residual else None}
+    out, expected = empty(n, 11), empty(n, 11)
     call_op(
         "matmul.matmul",
         structs.MATMUL,
@@ -406,8 +409,9 @@ def test_matmul(rng, library, call_op, random_rows, assert_same_bits, bias, resi
         x=x,
         x_stride=x.shape[1],
         out=out,
-        rows=3,
-        chunk_rows=chunk_rows,
+        rows=n,
+        chunk_rows=chunk_rows if n > 1 else 11,
+        one_token_rows=chunk_rows if n == 1 else 11,
         n_threads=n_threads,
         **{name: 0 if array is None else array for name, array in added.items()},
     )

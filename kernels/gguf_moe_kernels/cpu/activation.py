@@ -23,6 +23,7 @@ from gguf_moe_kernels.cpu.memory import (
     store_i16,
     store_i32,
 )
+from gguf_moe_kernels.cpu.parts import part_of
 
 ZERO, ONE, LIMIT = np.float32(0.0), np.float32(1.0), np.float32(127.0)
 
@@ -65,11 +66,11 @@ def quantize_block(x, n, inverse, out):
 
 
 @njit
-def quantize_row_q8_0(x, n, out):
-    """One row of n activations."""
+def quantize_part_q8_0(x, n, first, stop, out):
+    """Activations first .. stop, whole blocks, of a row of n."""
     fours = (n // 32 + 3) // 4
     scales = out + 128 * fours
-    for ib in range(n // 32):
+    for ib in range(first // 32, stop // 32):
         amax = largest(x + ib * 128, 32)
         total = quantize_block(x + ib * 128, 32, inverse_scale(amax), out + ib * 32)
         store_f32(scales, 4 * ib, round_f16(amax / LIMIT))
@@ -77,11 +78,11 @@ def quantize_row_q8_0(x, n, out):
 
 
 @njit
-def quantize_row_q8_1(x, n, out):
-    """One row of n activations."""
+def quantize_part_q8_1(x, n, first, stop, out):
+    """Activations first .. stop, whole blocks, of a row of n."""
     fours = (n // 32 + 3) // 4
     scales = out + 128 * fours
-    for ib in range(n // 32):
+    for ib in range(first // 32, stop // 32):
         amax = largest(x + ib * 128, 32)
         d = amax / LIMIT
         total = quantize_block(x + ib * 128, 32, inverse_scale(amax), out + ib * 32)
@@ -90,11 +91,11 @@ def quantize_row_q8_1(x, n, out):
 
 
 @njit
-def quantize_row_q8_k(x, n, out):
-    """One row of n activations."""
+def quantize_part_q8_k(x, n, first, stop, out):
+    """Activations first .. stop, whole blocks, of a row of n."""
     fours = (n // 256 + 3) // 4
     scales = out + 1024 * fours
-    for ib in range(n // 256):
+    for ib in range(first // 256, stop // 256):
         amax = largest(x + ib * 1024, 256)
         inverse = inverse_scale(amax)
         sums = scales + 16 * fours + ib // 4 * 128 + ib % 4 * 4
@@ -104,21 +105,22 @@ def quantize_row_q8_k(x, n, out):
         store_f32(scales, 4 * ib, ONE / inverse if inverse > ZERO else amax - amax)
 
 
-def make_quantize(quantize_row: Callable[..., Any]) -> Kernel:
+def make_quantize(quantize_part: Callable[..., Any]) -> Kernel:
     """The quantize op of one format."""
 
     @op(structs.QUANTIZE)
     def quantize(args, chunk, thread):
         a = carray(args, 1)[0]
-        if chunk >= load_i64(a.rows, 0):
+        row, first, stop = part_of(chunk, a.n)
+        if row >= load_i64(a.rows, 0):
             return 0
-        quantize_row(a.x + chunk * a.n * 4, a.n, a.out + chunk * a.out_stride)
+        quantize_part(a.x + row * a.n * 4, a.n, first, stop, a.out + row * a.out_stride)
         return 1
 
     return quantize
 
 
-def make_quantize_heads(quantize_row: Callable[..., Any]) -> Kernel:
+def make_quantize_heads(quantize_part: Callable[..., Any]) -> Kernel:
     """The quantize_heads op of one format."""
 
     @op(structs.QUANTIZE_HEADS)
@@ -127,16 +129,12 @@ def make_quantize_heads(quantize_row: Callable[..., Any]) -> Kernel:
         if chunk >= load_i64(a.rows, 0):
             return 0
         for head in range(chunk * a.n_head, (chunk + 1) * a.n_head):
-            quantize_row(a.x + head * a.width * 4, a.n, a.out + head * a.out_stride)
+            quantize_part(a.x + head * a.width * 4, a.n, 0, a.n, a.out + head * a.out_stride)
         return 1
 
     return quantize_heads
 
 
-quantize_q8_0, quantize_q8_1, quantize_q8_k = (
-    make_quantize(quantize_row) for quantize_row in (quantize_row_q8_0, quantize_row_q8_1, quantize_row_q8_k)
-)
-quantize_heads_q8_0, quantize_heads_q8_1, quantize_heads_q8_k = (
-    make_quantize_heads(quantize_row)
-    for quantize_row in (quantize_row_q8_0, quantize_row_q8_1, quantize_row_q8_k)
-)
+PARTS = (quantize_part_q8_0, quantize_part_q8_1, quantize_part_q8_k)
+quantize_q8_0, quantize_q8_1, quantize_q8_k = (make_quantize(part) for part in PARTS)
+quantize_heads_q8_0, quantize_heads_q8_1, quantize_heads_q8_k = (make_quantize_heads(part) for part in PARTS)

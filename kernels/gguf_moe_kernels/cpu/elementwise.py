@@ -11,6 +11,7 @@ from gguf_moe_kernels.cpu.compile import Kernel, op
 from gguf_moe_kernels.cpu.dot import dot_f32
 from gguf_moe_kernels.cpu.kv_cache import F16, F32, Q8_0, Elements
 from gguf_moe_kernels.cpu.memory import copy_bytes, load_f32, load_i32, load_i64, make_call, store_f32
+from gguf_moe_kernels.cpu.parts import part_of
 
 call_dequantize = make_call(3)
 
@@ -156,10 +157,11 @@ kv_store_f16, kv_store_f32, kv_store_q8_0 = (make_kv_store(elements) for element
 @op(structs.SWIGLU)
 def swiglu(args, chunk, thread):
     a = carray(args, 1)[0]
-    if chunk >= load_i64(a.rows, 0):
+    row, first, stop = part_of(chunk, a.n)
+    if row >= load_i64(a.rows, 0):
         return 0
-    n, gate, up = a.n, a.gate + chunk * 4 * a.n, a.up + chunk * 4 * a.n
-    for i in range(n):
+    gate, up = a.gate + row * 4 * a.n, a.up + row * 4 * a.n
+    for i in range(first, stop):
         store_f32(gate, 4 * i, silu(load_f32(gate, 4 * i)) * load_f32(up, 4 * i))
     return 1
 
@@ -167,10 +169,11 @@ def swiglu(args, chunk, thread):
 @op(structs.SWIGLU_OAI)
 def swiglu_oai(args, chunk, thread):
     a = carray(args, 1)[0]
-    if chunk >= load_i64(a.rows, 0):
+    row, first, stop = part_of(chunk, a.n)
+    if row >= load_i64(a.rows, 0):
         return 0
-    n, gate, up = a.n, a.gate + chunk * 4 * a.n, a.up + chunk * 4 * a.n
-    for i in range(n):
+    gate, up = a.gate + row * 4 * a.n, a.up + row * 4 * a.n
+    for i in range(first, stop):
         g, u = load_f32(gate, 4 * i), load_f32(up, 4 * i)
         # NaN goes through both comparisons as it is.
         g = OAI_LIMIT if g > OAI_LIMIT else g
@@ -182,10 +185,11 @@ def swiglu_oai(args, chunk, thread):
 @op(structs.GEGLU)
 def geglu(args, chunk, thread):
     a = carray(args, 1)[0]
-    if chunk >= load_i64(a.rows, 0):
+    row, first, stop = part_of(chunk, a.n)
+    if row >= load_i64(a.rows, 0):
         return 0
-    n, gate, up = a.n, a.gate + chunk * 4 * a.n, a.up + chunk * 4 * a.n
-    for i in range(n):
+    gate, up = a.gate + row * 4 * a.n, a.up + row * 4 * a.n
+    for i in range(first, stop):
         store_f32(gate, 4 * i, gelu(load_f32(gate, 4 * i)) * load_f32(up, 4 * i))
     return 1
 

@@ -27,14 +27,15 @@ def spread(chunk, n_chunks, n_threads):
 @op(structs.MATMUL)
 def matmul(args, chunk, thread):
     a = carray(args, 1)[0]
-    n_chunks = (a.n_out + a.chunk_rows - 1) // a.chunk_rows
-    place = spread(chunk, n_chunks, a.n_threads)
+    n_x, n_out = load_i64(a.rows, 0), a.n_out
+    chunk_rows = a.one_token_rows if n_x == 1 else a.chunk_rows
+    place = spread(chunk, (n_out + chunk_rows - 1) // chunk_rows, a.n_threads)
     if place < 0:
         return 0
-    start = place * a.chunk_rows
-    if start >= a.n_out:
+    start = place * chunk_rows
+    if start >= n_out:
         return 1
-    n_rows, n_x, n_out = min(a.chunk_rows, a.n_out - start), load_i64(a.rows, 0), a.n_out
+    n_rows = min(chunk_rows, n_out - start)
     out, bias, residual = a.out + 4 * start, a.bias, a.residual
     call_tile(
         a.tile,
@@ -93,14 +94,17 @@ def matmul_heads(args, chunk, thread):
 @op(structs.MATMUL_ID)
 def matmul_id(args, chunk, thread):
     a = carray(args, 1)[0]
-    chunks_per_expert, n_used = (a.n_out + a.chunk_rows - 1) // a.chunk_rows, load_i64(a.n_used, 0)
+    n_used = load_i64(a.n_used, 0)
+    is_one_token = load_i32(a.first, 4 * n_used) == n_used
+    chunk_rows = a.one_token_rows if is_one_token else a.chunk_rows
+    chunks_per_expert = (a.n_out + chunk_rows - 1) // chunk_rows
     place = spread(chunk, n_used * chunks_per_expert, a.n_threads)
     if place < 0:
         return 0
     u = place // chunks_per_expert
     if u >= n_used:
         return 1
-    start = (place - u * chunks_per_expert) * a.chunk_rows
+    start = (place - u * chunks_per_expert) * chunk_rows
     expert = load_i32(a.used, 4 * u)
     first = load_i32(a.first, 4 * u)
     n_x = load_i32(a.first, 4 * u + 4) - first
@@ -110,7 +114,7 @@ def matmul_id(args, chunk, thread):
         load_i64(a.tiles, 8 * expert),
         load_i64(a.weights, 8 * expert) + start * row_size,
         row_size,
-        min(a.chunk_rows, a.n_out - start),
+        min(chunk_rows, a.n_out - start),
         a.n_in,
         x if a.x_index else x + first * x_stride,
         x_stride,

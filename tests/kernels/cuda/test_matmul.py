@@ -11,7 +11,14 @@ from gguf_moe_kernels.ref import matmul, ops
 
 
 def matmul_arguments(weight, x, out, n, rows, **others):
-    arguments = {"tile": 0, "chunk_rows": 0, "n_threads": 0, "bias": 0, "residual": 0} | others
+    arguments = {
+        "tile": 0,
+        "chunk_rows": 0,
+        "one_token_rows": 0,
+        "n_threads": 0,
+        "bias": 0,
+        "residual": 0,
+    } | others
     arrays = {"weight": weight, "x": x, "out": out}
     sizes = {"row_size": weight.shape[1], "n_out": len(weight), "n_in": n, "x_stride": x.strides[0]}
     return arrays | sizes | {"rows": rows} | arguments
@@ -126,6 +133,7 @@ def _matmul_id_arguments(device, qtype, types, weights, x, out):
         "x_stride": np.full(len(weights), x.strides[0], np.int64),
         "out": out,
         "chunk_rows": 0,
+        "one_token_rows": 0,
         "n_threads": 0,
     }
 
