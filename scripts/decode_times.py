@@ -32,6 +32,7 @@ from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.graph.task import Op, Task
 from gguf_moe.runtime.bandwidth import BandwidthMeter
 from gguf_moe_kernels import structs
+from gguf_moe_kernels.cpu.library import KernelLibrary
 from gguf_moe_kernels.cpu.stopwatch import BUSY, FIRST, LAST, TIMES_SIZE
 
 FIRST_TOKEN = 1000
@@ -39,17 +40,17 @@ MATRICES = (Op.MATMUL, Op.MATMUL_ID, Op.MATMUL_HEADS)
 
 
 class Stopwatches:
-    """One around each row of a context's program."""
+    """One around each row of the table of a crew's program."""
 
-    def __init__(self, model: gguf_moe.Model, n_threads: int):
-        self._table = model._context._runner._program.table
+    def __init__(self, table: np.ndarray, library: KernelLibrary, n_threads: int):
+        self._table = table
         n_rows = len(self._table)
         self.times = np.zeros((n_rows, n_threads, TIMES_SIZE // 8), np.int64)
         self._arguments = np.zeros(n_rows, structs.STOPWATCH)
         self._arguments["function"], self._arguments["arguments"] = self._table[:, 0], self._table[:, 1]
         first = self.times.__array_interface__["data"][0]
         self._arguments["times"] = first + np.arange(n_rows) * self.times.strides[0]
-        self._table[:, 0] = model._loaded.library.address("stopwatch.stopwatch")
+        self._table[:, 0] = library.address("stopwatch.stopwatch")
         at = self._arguments.__array_interface__["data"][0]
         self._table[:, 1] = at + np.arange(n_rows) * self._arguments.itemsize
 
@@ -91,7 +92,7 @@ def measure_plain(model: gguf_moe.Model, n_tokens: int) -> float:
 def measure(model: gguf_moe.Model, n_threads: int, n_tokens: int) -> np.ndarray:
     """When each thread came to each row, when it left it, and how long it computed there: float64 in ms
     [n_tokens, n_rows, n_threads, 3]."""
-    watches = Stopwatches(model, n_threads)
+    watches = Stopwatches(model._context._runner._program.table, model._loaded.library, n_threads)
     seconds, watched = [], []
     for i in range(n_tokens):
         watches.times[:] = 0

@@ -58,21 +58,21 @@ class Timed:
         self.n_vocab = hp.n_vocab
         self.context = Context(arch, hp, weights, n_ctx=n_ctx, n_batch=32, kv_kind=Kind.F16, replay=replay)
         self.device = device
-        self._library = KernelLibrary(default_cache_dir(), fill_cache)
+        self.library = KernelLibrary(default_cache_dir(), fill_cache)
         self.runner: GpuRunner = self.context.prepare_gpu(
             device, machine.default_threads(beside_gpu=True), "decayed", prompt_bytes=0
         )
         device.prepare(self.runner.kernels, None)
-        self._library.prepare([*kernels_of(self.runner.rows), self.runner.embedding_kernel], None)
+        self.library.prepare([*kernels_of(self.runner.rows), self.runner.embedding_kernel], None)
         register_file(device, self._checkpoint)
         slots = round(share * self.runner.slots.n_expert)
         self.runner.allocate_slots([slots] * sum(block.experts is not None for block in weights.blk))
-        self.context.start_gpu(self.runner, self._library)
+        self.context.start_gpu(self.runner, self.library)
         self.runner.slots.fill()
 
     def close(self) -> None:
         self.context.close()
-        self._library.close()
+        self.library.close()
         self._checkpoint.close()
 
     def tokens(self, n_depth: int, n_warm: int, n: int) -> list[float]:

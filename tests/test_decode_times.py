@@ -16,7 +16,7 @@ def test_watched_rows_give_the_same_token_and_times_in_their_order(kernel_cache:
     with gguf_moe.load(FILE, threads=2, cache_dir=kernel_cache) as model:
         expected = model._context.extend([5, 6], 1).copy()
         model._context.truncate(1)
-        watches = decode_times.Stopwatches(model, n_threads=2)
+        watches = decode_times.Stopwatches(model._context._runner._program.table, model._loaded.library, 2)
         np.testing.assert_array_equal(model._context.extend([6], 1), expected)
         first, last, busy = (watches.times[..., i] for i in range(3))
         assert (first <= last).all()

@@ -165,6 +165,9 @@ MOE_JOIN = _struct(
     "x_missing missing_place n_missing aborted step answer abort heartbeat limit ready waited x_link split"
 )
 
+# time, int64 on the device: the GPU's clock in nanoseconds, for scripts/gpu_meetings.py
+STAMP = _struct("time")
+
 # Copies of what a layer lacks. ids and missing_place: int32 [rows, k], as in MAILBOX_POST; weights: int64
 # [n_expert], addresses of nbytes bytes each, a multiple of 16, that the device can read. The m-th missing one
 # is copied to target + m * nbytes; table, int64 [n_expert], gets where each expert is then, or 0.

@@ -170,6 +170,11 @@ def _one_block(a: Any, rows: int) -> Launch:
     return Launch((1,), (256,))
 
 
+@RULES.of("mailbox.stamp")
+def _one_thread(a: Any, rows: int) -> Launch:
+    return Launch((1,), (1,))
+
+
 @RULES.of("link.fetch_missing")
 def _fetch_missing(a: Any, rows: int) -> Launch:
     return Launch((64,), (256,))
