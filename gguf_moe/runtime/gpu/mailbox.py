@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gguf_moe.experts.budget import aligned
 from gguf_moe.graph.task import Buffer
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.memory import Layout
@@ -13,7 +14,7 @@ from gguf_moe.runtime.memory import row_size
 
 MOST_PLACES = 256
 """A post has at most so many places (tokens times experts used)."""
-LISTS = ("used", "x_index", "place", "all_ids")
+LISTS = ("used", "x_index", "place")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +43,21 @@ class Mailbox:
     def __init__(self, device: Device, n_layer: int, n_places: int, buffers: list[Buffer]):
         layout = Layout()
         self._words = layout.add(64 * 3)
+        # All layers' ids lie side by side, as a step's end reads them at once.
+        ids_size = aligned(4 * n_places)
+        ids = layout.add(n_layer * ids_size)
         self._posts = [
             {name: layout.add(64) for name in ("sequence", "hidden", "answer", "n_used")}
             | {"first": layout.add(4 * (n_places + 1))}
             | {name: layout.add(4 * n_places) for name in LISTS}
-            for _ in range(n_layer)
+            | {"all_ids": ids + layer * ids_size}
+            for layer in range(n_layer)
         ]
         self._buffers = {buffer.name: layout.add(buffer.rows * row_size(buffer)) for buffer in buffers}
         self._memory = device.pinned(layout.size)
         self._address = self._memory.__array_interface__["data"][0]
-        self._n_places = n_places
+        all_ids = self._memory[ids : ids + n_layer * ids_size]
+        self._all_ids = all_ids.view(np.int32).reshape(n_layer, ids_size // 4)
         self._abort = self._memory[self._words :].view(np.int64)[:1]
         self._heartbeat = self._memory[self._words + 64 :].view(np.int64)[:1]
 
@@ -91,7 +97,6 @@ class Mailbox:
         """The number of the step whose post a layer has."""
         return abs(int(self._memory[self._posts[layer]["sequence"] :].view(np.int64)[0]))
 
-    def chosen(self, layer: int, n: int) -> list[int]:
-        """The first n ids that a layer's router chose in the last step."""
-        offset = self._posts[layer]["all_ids"]
-        return self._memory[offset : offset + 4 * n].view(np.int32).tolist()
+    def chosen(self, n: int) -> list[list[int]]:
+        """For each layer the first n ids that its router chose in the last step."""
+        return self._all_ids[:, :n].tolist()
