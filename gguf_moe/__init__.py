@@ -10,7 +10,6 @@ with gguf_moe.load("mixtral.gguf") as model:
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from gguf_moe.errors import (
     BusyError,
@@ -27,7 +26,10 @@ from gguf_moe.errors import (
     UnsupportedModelError,
 )
 
+TYPE_CHECKING = False  # `typing` takes longer than all of this, and Ctrl-C is not caught yet
 if TYPE_CHECKING:
+    from typing import Any
+
     from gguf_moe.async_model import AsyncModel
     from gguf_moe.chat import Conversation
     from gguf_moe.loading import Progress

@@ -19,6 +19,12 @@ def test_import_is_light():
     assert not {"numba", "llvmlite", "cupy", "numpy", "gguf", "tokenizers", "jinja2"} & set(loaded)
 
 
+def test_import_leaves_typing_out():
+    """Until it is over, Ctrl-C shows a traceback."""
+    program = "import sys; sys.modules.pop('typing', None); import gguf_moe; print('typing' in sys.modules)"
+    assert run(program).strip() == "False"
+
+
 def test_public_names_exist():
     out = run("import gguf_moe; print(all(getattr(gguf_moe, name) for name in gguf_moe.__all__))")
     assert out.strip() == "True"

@@ -52,7 +52,7 @@ class Counts(click.ParamType):
         return list(dict.fromkeys(found))
 
 
-@click.command()
+@click.command(short_help="Measure prompts and generation in tokens per second.")
 @model_or_demo_option
 @click.option("-p", "--n-prompt", type=Counts(0), default="512", show_default=True, help="Prompts; 0: none.")
 @click.option("-n", "--n-gen", type=Counts(0), default="128", show_default=True, help="Tokens generated.")

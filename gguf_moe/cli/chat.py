@@ -121,7 +121,7 @@ class Dialogue:
                 return
             try:
                 self._do(text)
-            except (GGUFMoeError, OSError) as e:
+            except GGUFMoeError as e:
                 if not interactive:
                     raise
                 _note(f"Error: {e}")
@@ -164,7 +164,10 @@ class Dialogue:
     def _save(self, name: str) -> None:
         messages = self._conversation.messages
         text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1)
-        _path(name, "/save").write_text(text + "\n", encoding="utf-8")
+        try:
+            _path(name, "/save").write_text(text + "\n", encoding="utf-8")
+        except OSError as e:
+            raise OptionError(f"{name} cannot be written ({e.strerror}); choose another place.") from e
         _note(f"[{len(messages)} messages kept in {name}]")
 
     def _load(self, name: str) -> None:

@@ -22,7 +22,7 @@ from gguf_moe.cli.common import (
 from gguf_moe.errors import GGUFMoeError
 
 
-@click.command()
+@click.command(short_help="Perplexity of a text by llama.cpp's method.")
 @model_option
 @click.option("-f", "--file", "text_file", required=True, type=click.Path(path_type=Path), help="The text.")
 @runtime_options
@@ -58,7 +58,7 @@ def perplexity(path: str, text_file: Path, as_json: bool, runtime: dict[str, Any
         click.echo(f"{result.n_scored} tokens scored in {result.n_chunks} chunks", err=True)
 
 
-@click.command()
+@click.command(short_help="Write the logits after every token of a text.")
 @model_option
 @click.option("-p", "--prompt", required=True, metavar="TEXT", help="Text; `-` reads stdin.")
 @click.option("--out", required=True, type=NewFile(), help="A .npy file.")

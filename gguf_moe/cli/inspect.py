@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 VALUE_WIDTH = 60
 
 
-@click.command()
+@click.command(short_help="Show what is in a file, and whether it runs here.")
 @click.argument("path", metavar="FILE")
 @json_option
 def inspect(path: str, as_json: bool) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gguf_moe.plan import Plan
 
 
-@click.command()
+@click.command(short_help="Say before loading FILE if it fits, and how fast it will be.")
 @click.argument("path", metavar="FILE")
 @click.option("--vram", metavar="SIZE", help="Plan for a GPU with so much memory, as 12G.  [default: none]")
 @click.option("--ram", metavar="SIZE", help="Plan for so much main memory.  [default: what is available]")

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from gguf_moe.cli.common import ProgressLine
+from gguf_moe.hub.names import size
 
 if TYPE_CHECKING:
     from gguf_moe.hub.download import Pull
 
 
-@click.command()
+@click.command(short_help="Download a model from Hugging Face's hub.")
 @click.argument("name", metavar="hf:REPO[:QUANT]")
 @click.option("--offline", is_flag=True, help="Never connect; only say where the cache has it.")
 def pull(name: str, offline: bool) -> None:
@@ -68,8 +69,3 @@ class DownloadLine(ProgressLine):
             return text
         left = int((total - done) / rate)
         return f"{text}, {size(rate)}/s, {left // 60}:{left % 60:02d} left"
-
-
-def size(n: float) -> str:
-    """Bytes as a person reads them."""
-    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

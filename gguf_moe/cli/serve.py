@@ -17,7 +17,7 @@ GRACE_S = 5
 """How long open answers may go on after Ctrl-C."""
 
 
-@click.command()
+@click.command(short_help="Answer HTTP requests in OpenAI's protocol.")
 @model_or_demo_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes any.")

@@ -9,7 +9,7 @@ from gguf_moe.cli.common import json_option, model_option, pre_tokenizer_option,
 from gguf_moe.errors import OptionError
 
 
-@click.command()
+@click.command(short_help="Print the token ids of TEXT.")
 @click.argument("text")
 @model_option
 @click.option("--special/--no-special", default=True, show_default=True, help="Read control tokens in TEXT.")
@@ -29,7 +29,7 @@ def tokenize(
         click.echo(f"{token:8d}  {tokenizer.token_bytes(token).decode(errors='backslashreplace')!r}")
 
 
-@click.command()
+@click.command(short_help="Print the text of token IDS.")
 @click.argument("ids", nargs=-1)
 @model_option
 @click.option("--special/--no-special", default=True, show_default=True, help="Show control tokens.")

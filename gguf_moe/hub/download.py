@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from gguf_moe.errors import HubError
 from gguf_moe.hub.cache import cached, default_cache_dir, hub_module, repo_dir
-from gguf_moe.hub.names import HubName, choose, quants_of
+from gguf_moe.hub.names import HubName, choose, quants_of, size
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("downloading", "checking"), the bytes that are done, and those there are to do."""
@@ -79,8 +79,8 @@ class Pull:
         missing, room = self.nbytes - self.nbytes_here, _free(self._cache_dir)
         if missing > room:
             raise HubError(
-                f"{self.name} needs {missing / 1e9:.1f} GB more, but {self._cache_dir} has room for "
-                f"{room / 1e9:.1f} GB; make room, or let HF_HOME name another disk."
+                f"{self.name} needs {size(missing)} more, but {self._cache_dir} has room for "
+                f"{size(room)}; make room, or let HF_HOME name another disk."
             )
         done = 0
         for file in self.files:

@@ -102,3 +102,8 @@ def _of_quant(models: Mapping[str, list[str]], quant: str) -> list[str]:
     fitting = [stem for stem in models if named.search(stem)]
     fitting.sort(key=lambda stem: (quant_of(stem) != quant.upper(), stem))
     return models[fitting[0]] if fitting else []
+
+
+def size(n: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

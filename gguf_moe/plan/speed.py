@@ -134,7 +134,12 @@ def keep_speed(cache_dir: Path | None, path: Path, n_threads: int, kv_kind: Kind
         unfinished.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         unfinished.replace(cache_dir / FILE)
     except OSError as e:
-        logger.warning("cannot keep the measurement in %s (%s)", cache_dir, e.strerror)
+        logger.warning(
+            "cannot keep the measurement in %s (%s), so that the next plan measures again; choose another "
+            "cache directory",
+            cache_dir,
+            e.strerror,
+        )
 
 
 def _bytes_per_token(weights: Weights, n_expert_used: int) -> int:

@@ -112,6 +112,7 @@ def test_several_lines_are_one_message(piped, tmp_path):
         (["/load"], "/load needs the name"),
         (["/load nothing.json"], "nothing.json"),
         ([f"/load {ROOT / 'LICENSE'}"], "is no conversation"),
+        (["/save /no/such/place"], "/no/such/place cannot be written (No such file or directory)"),
         (["/again"], "no message to answer"),
         (["x " * 2000], "the context holds 512"),
     ],

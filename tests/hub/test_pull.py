@@ -111,7 +111,7 @@ def test_a_full_disk_is_seen_before_and_while_it_fills(hub, pull, monkeypatch):
     usage = namedtuple("Usage", "total used free")(10, 9, 1)
     with monkeypatch.context() as patch:
         patch.setattr(download.shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(HubError, match=r"has room for 0.0 GB; make room"):
+        with pytest.raises(HubError, match=r"has room for 0.0 MB; make room"):
             pull("hf:owner/name")
 
     def full(*_):
