@@ -12,7 +12,7 @@ import numpy as np
 
 from gguf_moe.runtime.gpu.ops import Launch
 from gguf_moe_kernels import structs
-from gguf_moe_kernels.cuda.attention_launch import FEW_HEADS
+from gguf_moe_kernels.cuda.attention_launch import HEADS_OF_ONE
 from gguf_moe_kernels.cuda.launch import EXPERTS_AT_ONCE, MOST_CHOICES, MOST_CHOSEN, SHORT
 from gguf_moe_kernels.cuda.source import QTYPES
 
@@ -179,13 +179,13 @@ def _attention(launches: Sequence[Launch]) -> Fused | None:
         quantize is None
         or quantize.kernel != "activation.quantize_q8_k"
         or quantize.arguments["x"] != a["out"]
-        or group % FEW_HEADS
-        or FEW_HEADS * a["n_embd_head_v"] % 256
+        or group % HEADS_OF_ONE
+        or HEADS_OF_ONE * a["n_embd_head_v"] % 256
     ):
-        return Fused(1, f"attention.attention_few_{kind}", a)
+        return Fused(1, f"attention_one.attention_{kind}", a)
     arguments = np.zeros((), structs.ATTENTION_QUANTIZE)
     arguments["attention"], arguments["quantize"] = a, quantize.arguments
-    return Fused(2, f"attention.attention_q8_k_{kind}", arguments)
+    return Fused(2, f"attention_one.attention_q8_k_{kind}", arguments)
 
 
 def _choose_and_post(launches: Sequence[Launch]) -> Fused | None:

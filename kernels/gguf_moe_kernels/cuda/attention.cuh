@@ -6,22 +6,29 @@ constexpr int SPLIT = 128;
 // A position's key is read by LANES lanes, CHUNK elements at a time.
 constexpr int LANES = 8, CHUNK = 8;
 
-// Types of the cache: bytes(n) of n elements, and load of COUNT elements of a row from element i on, which is a
-// multiple of COUNT.
+// Types of the cache: bytes(n) of n elements; fetch of COUNT elements of a row from element i on, which is a multiple of
+// COUNT, as they lie there; values of what was fetched.
 struct F16 {
     static __device__ __forceinline__ long long bytes(long long n) { return 2 * n; }
 
     template <int COUNT>
-    static __device__ __forceinline__ void load(const unsigned char *row, int i, float *out)
+    struct alignas(2 * COUNT) Raw {
+        unsigned pairs[COUNT / 2];
+    };
+
+    template <int COUNT>
+    static __device__ __forceinline__ Raw<COUNT> fetch(const unsigned char *row, int i)
     {
-        const uint2 *words = reinterpret_cast<const uint2 *>(row + 2 * i);
+        return *reinterpret_cast<const Raw<COUNT> *>(row + 2 * i);
+    }
+
+    template <int COUNT>
+    static __device__ __forceinline__ void values(const Raw<COUNT> &raw, float *out)
+    {
 #pragma unroll
-        for (int j = 0; j < COUNT / 4; j++) {
-            uint2 pair = words[j];
-            out[4 * j] = f16_to_f32(pair.x & 0xffff);
-            out[4 * j + 1] = f16_to_f32(pair.x >> 16);
-            out[4 * j + 2] = f16_to_f32(pair.y & 0xffff);
-            out[4 * j + 3] = f16_to_f32(pair.y >> 16);
+        for (int j = 0; j < COUNT / 2; j++) {
+            out[2 * j] = f16_to_f32(raw.pairs[j] & 0xffff);
+            out[2 * j + 1] = f16_to_f32(raw.pairs[j] >> 16);
         }
     }
 };
@@ -30,14 +37,22 @@ struct F32 {
     static __device__ __forceinline__ long long bytes(long long n) { return 4 * n; }
 
     template <int COUNT>
-    static __device__ __forceinline__ void load(const unsigned char *row, int i, float *out)
+    struct alignas(16) Raw {
+        float values[COUNT];
+    };
+
+    template <int COUNT>
+    static __device__ __forceinline__ Raw<COUNT> fetch(const unsigned char *row, int i)
     {
-        const float4 *words = reinterpret_cast<const float4 *>(row + 4 * i);
+        return *reinterpret_cast<const Raw<COUNT> *>(row + 4 * i);
+    }
+
+    template <int COUNT>
+    static __device__ __forceinline__ void values(const Raw<COUNT> &raw, float *out)
+    {
 #pragma unroll
-        for (int j = 0; j < COUNT / 4; j++) {
-            float4 four = words[j];
-            out[4 * j] = four.x, out[4 * j + 1] = four.y, out[4 * j + 2] = four.z, out[4 * j + 3] = four.w;
-        }
+        for (int j = 0; j < COUNT; j++)
+            out[j] = raw.values[j];
     }
 };
 
@@ -46,18 +61,63 @@ struct Q8_0 {
     static __device__ __forceinline__ long long bytes(long long n) { return n / 32 * 34; }
 
     template <int COUNT>
-    static __device__ __forceinline__ void load(const unsigned char *row, int i, float *out)
+    struct Raw {
+        unsigned short d, pairs[COUNT / 2];
+    };
+
+    template <int COUNT>
+    static __device__ __forceinline__ Raw<COUNT> fetch(const unsigned char *row, int i)
     {
         const unsigned short *block = reinterpret_cast<const unsigned short *>(row + i / 32 * 34);
-        float d = f16_to_f32(block[0]);
+        Raw<COUNT> raw{block[0]};
+#pragma unroll
+        for (int j = 0; j < COUNT / 2; j++)
+            raw.pairs[j] = block[1 + i % 32 / 2 + j];
+        return raw;
+    }
+
+    template <int COUNT>
+    static __device__ __forceinline__ void values(const Raw<COUNT> &raw, float *out)
+    {
+        float d = f16_to_f32(raw.d);
 #pragma unroll
         for (int j = 0; j < COUNT / 2; j++) {
-            unsigned pair = block[1 + i % 32 / 2 + j];
-            out[2 * j] = d * static_cast<float>(static_cast<signed char>(pair & 255));
-            out[2 * j + 1] = d * static_cast<float>(static_cast<signed char>(pair >> 8));
+            out[2 * j] = d * static_cast<float>(static_cast<signed char>(raw.pairs[j] & 255));
+            out[2 * j + 1] = d * static_cast<float>(static_cast<signed char>(raw.pairs[j] >> 8));
         }
     }
 };
+
+template <typename Cache, int COUNT>
+__device__ __forceinline__ void load(const unsigned char *row, int i, float *out)
+{
+    Cache::values(Cache::template fetch<COUNT>(row, i), out);
+}
+
+// What a block of one token works on.
+struct Part {
+    long long row, head, head_kv;
+    int n_head; // of this block
+    long long first, end; // the positions that the token sees
+};
+
+// The heads that this block takes of a token, up to N_HEADS that share keys and values.
+template <int N_HEADS>
+__device__ __forceinline__ Part part_of_block(const Attention &a, long long row)
+{
+    Part part;
+    int group = static_cast<int>(a.n_head) / static_cast<int>(a.n_head_kv), blocks = (group + N_HEADS - 1) / N_HEADS;
+    part.row = row;
+    part.head_kv = blockIdx.y / blocks;
+    int start = blockIdx.y % blocks * N_HEADS;
+    part.head = part.head_kv * group + start;
+    part.n_head = min(group - start, N_HEADS);
+    part.end = count_at(a.n_past) + row + 1;
+    part.first = 0;
+    if (a.n_swa && a.n_swa < part.end)
+        part.first = a.chunked ? (part.end - 1) / a.n_swa * a.n_swa : part.end - a.n_swa;
+    return part;
+}
 
 // How what was found so far and what one more split has found are weighed. One of the two weights is 1.
 struct Weights {

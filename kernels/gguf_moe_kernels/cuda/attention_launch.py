@@ -8,8 +8,8 @@ from gguf_moe_kernels.cuda.launch_rules import Launch, Rules, blocks
 
 RULES = Rules()
 
-SPLIT, HEADS, FEW_HEADS, COLUMNS = 128, 8, 2, 1024
-"""The numbers of attention_split.cuh: positions of a split, heads of a block, columns of its sums."""
+SPLIT, HEADS, HEADS_OF_ONE, COLUMNS = 128, 8, 2, 1024
+"""Positions of a split, heads of a block, and columns of its sums: attention_split.cuh, attention_one.cuh."""
 
 
 def attention_splits(n_ctx: int, n_swa: int) -> int:
@@ -19,32 +19,34 @@ def attention_splits(n_ctx: int, n_swa: int) -> int:
 
 
 def attention_scores_stride(n_embd_head_v: int, n_splits: int) -> int:
-    """ATTENTION.scores_stride: bytes of each row and head in `scores`, zeros before the first launch.
+    """ATTENTION.scores_stride: bytes of each head of one token in `scores`, zeros before the first launch.
 
-    0 for n_splits 1, which needs none: then a block walks over all splits, as is right for many tokens.
+    0 for n_splits 1, which needs none.
     """
     return 4 * (1 + n_splits * (n_embd_head_v + 2)) if n_splits > 1 else 0
 
 
-def _attention_of(a: Any, rows: int, n_heads: int) -> Launch:
-    n_splits = max(a.scores_stride // 4 - 1, 0) // (a.n_embd_head_v + 2) or 1
-    grid = (rows, a.n_head_kv * blocks(a.n_head // a.n_head_kv, n_heads), n_splits)
-    return Launch(grid, (256,), 4 * n_heads * (a.n_embd_head_k + SPLIT + COLUMNS + 4))
+def _blocks_of_heads(a: Any, n_heads: int) -> int:
+    """How many blocks take a token's heads, up to n_heads each; no block has heads of two keys."""
+    return a.n_head_kv * blocks(a.n_head // a.n_head_kv, n_heads)
 
 
 @RULES.of("attention.attention_f16", "attention.attention_f32", "attention.attention_q8_0")
 def _attention(a: Any, rows: int) -> Launch:
-    return _attention_of(a, rows, HEADS)
+    shared = 4 * HEADS * (a.n_embd_head_k + SPLIT + COLUMNS + 4)
+    return Launch((rows, _blocks_of_heads(a, HEADS)), (256,), shared)
 
 
-@RULES.of("attention.attention_few_f16", "attention.attention_few_f32", "attention.attention_few_q8_0")
-def _attention_few(a: Any, rows: int) -> Launch:
-    return _attention_of(a, rows, FEW_HEADS)
+@RULES.of("attention_one.attention_f16", "attention_one.attention_f32", "attention_one.attention_q8_0")
+def _attention_one(a: Any, rows: int) -> Launch:
+    n_splits = max(a.scores_stride // 4 - 1, 0) // (a.n_embd_head_v + 2) or 1
+    grid = (1, _blocks_of_heads(a, HEADS_OF_ONE), n_splits)
+    return Launch(grid, (256,), 4 * HEADS_OF_ONE * (SPLIT + COLUMNS + 3))
 
 
-@RULES.of("attention.attention_q8_k_f16", "attention.attention_q8_k_f32", "attention.attention_q8_k_q8_0")
+@RULES.of(*(f"attention_one.attention_q8_k_{kind}" for kind in ("f16", "f32", "q8_0")))
 def _attention_q8_k(a: Any, rows: int) -> Launch:
-    return _attention_of(a.attention, rows, FEW_HEADS)
+    return _attention_one(a.attention, rows)
 
 
 QUERIES, WIDEST = 32, 128

@@ -64,7 +64,7 @@ __device__ __forceinline__ void take_rows<Q8_0>(
     int chunks = d / 4, row_size = F32::bytes(d) + PADDING;
     for (int i = threadIdx.x; i < n * chunks; i += THREADS) {
         long long j = i / chunks, chunk = i % chunks;
-        Q8_0::load<4>(rows + Q8_0::bytes(width) * j, 4 * chunk, reinterpret_cast<float *>(out + j * row_size) + 4 * chunk);
+        load<Q8_0, 4>(rows + Q8_0::bytes(width) * j, 4 * chunk, reinterpret_cast<float *>(out + j * row_size) + 4 * chunk);
     }
 }
 
@@ -97,11 +97,11 @@ __device__ __forceinline__ void chain(const float *q, const unsigned char *keys,
         float key[POSITIONS][CHUNK];
 #pragma unroll
         for (int p = 0; p < POSITIONS; p++)
-            Cache::template load<CHUNK>(keys + p * WARP * row_size, first, key[p]);
+            load<Cache, CHUNK>(keys + p * WARP * row_size, first, key[p]);
 #pragma unroll
         for (int h = 0; h < OF_WARP; h++) {
             float query[CHUNK];
-            F32::load<CHUNK>(reinterpret_cast<const unsigned char *>(q + h * d), first, query);
+            load<F32, CHUNK>(reinterpret_cast<const unsigned char *>(q + h * d), first, query);
 #pragma unroll
             for (int p = 0; p < POSITIONS; p++)
 #pragma unroll
@@ -182,7 +182,7 @@ __device__ __forceinline__ void many_values(
 #pragma unroll 2
         for (int j = set; j < most; j += SETS) {
             float value[4];
-            Cache::template load<4>(values + j * row_size, column, value);
+            load<Cache, 4>(values + j * row_size, column, value);
             float4 four = *reinterpret_cast<const float4 *>(scores + j * SCORES);
             float score[OF_WARP] = {four.x, four.y, four.z, four.w};
 #pragma unroll

@@ -4,91 +4,63 @@
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
 // attention_launch.py knows these numbers.
 constexpr int COLUMNS = 1024;
-// Heads of a block: many read less, few keep more blocks busy when there is one token.
-constexpr int HEADS = 8, FEW_HEADS = 2;
-
-// What a block works on.
-struct Part {
-    long long row, head, head_kv;
-    int n_head; // of this block
-    long long first, end; // the positions that the token sees
-};
+constexpr int HEADS = 8; // of a block
 
 // The shared memory of a block: see attention_launch.py.
-template <int N_HEADS>
 struct Shared {
-    float *q;      // [N_HEADS, n_embd_head_k]
-    float *scores; // [N_HEADS, SPLIT]
-    float *sums;   // [sets, N_HEADS, n_embd_head_v], sets * n_embd_head_v <= COLUMNS
-    float *largest, *total;    // [N_HEADS], of the split
-    float *scale, *more_scale; // [N_HEADS], see Weights
+    float *q;      // [HEADS, n_embd_head_k]
+    float *scores; // [HEADS, SPLIT]
+    float *sums;   // [sets, HEADS, n_embd_head_v], sets * n_embd_head_v <= COLUMNS
+    float *largest, *total;    // [HEADS], of the split
+    float *scale, *more_scale; // [HEADS], see Weights
 
     __device__ __forceinline__ Shared(const Attention &a)
     {
         q = reinterpret_cast<float *>(dynamic_shared);
-        scores = q + N_HEADS * a.n_embd_head_k;
-        sums = scores + N_HEADS * SPLIT;
-        largest = sums + N_HEADS * COLUMNS;
-        total = largest + N_HEADS;
-        scale = total + N_HEADS;
-        more_scale = scale + N_HEADS;
+        scores = q + HEADS * a.n_embd_head_k;
+        sums = scores + HEADS * SPLIT;
+        largest = sums + HEADS * COLUMNS;
+        total = largest + HEADS;
+        scale = total + HEADS;
+        more_scale = scale + HEADS;
     }
 };
 
-// scores[h][j] = scale * q[h] . k[start + j]. With few heads a lane asks for the keys of all its positions at once.
-template <typename Cache, int N_HEADS>
+// scores[h][j] = scale * q[h] . k[start + j]
+template <typename Cache>
 __device__ __forceinline__ void compute_scores(
-    const Attention &a, const Part &part, const Shared<N_HEADS> &shared, long long start, int n)
+    const Attention &a, const Part &part, const Shared &shared, long long start, int n)
 {
-    constexpr int TOGETHER = WARPS * (WARP / LANES), PASSES = SPLIT / TOGETHER;
-    constexpr int AT_ONCE = N_HEADS <= FEW_HEADS ? PASSES : 1, CHUNKS = N_HEADS <= FEW_HEADS ? 2 : 1;
+    constexpr int TOGETHER = WARPS * (WARP / LANES);
     int lane = lane_id() % LANES, d = a.n_embd_head_k;
     int first = threadIdx.x / WARP * (WARP / LANES), mine = first + lane_id() / LANES;
     long long stride = Cache::bytes(a.n_head_kv * d);
     const unsigned char *k = at<const unsigned char>(a.k) + start * stride + Cache::bytes(part.head_kv * d);
     // All lanes of a warp stay in the loop, because they exchange values. Loads are always of a real position.
-    for (int base = 0; first + base < n; base += AT_ONCE * TOGETHER) {
-        float sums[AT_ONCE][N_HEADS] = {};
-        for (int i = CHUNK * lane; i < d; i += CHUNKS * CHUNK * LANES) {
-            float keys[CHUNKS][AT_ONCE][CHUNK];
+    for (int base = 0; first + base < n; base += TOGETHER) {
+        float sums[HEADS] = {};
+        for (int i = CHUNK * lane; i < d; i += CHUNK * LANES) {
+            float keys[CHUNK];
+            load<Cache, CHUNK>(k + min(mine + base, n - 1) * stride, i, keys);
 #pragma unroll
-            for (int chunk = 0; chunk < CHUNKS; chunk++)
+            for (int h = 0; h < HEADS; h++)
+                if (h < part.n_head)
 #pragma unroll
-                for (int p = 0; p < AT_ONCE; p++) {
-                    int j = min(mine + base + p * TOGETHER, n - 1), place = min(i + chunk * CHUNK * LANES, d - CHUNK);
-                    Cache::template load<CHUNK>(k + j * stride, place, keys[chunk][p]);
-                }
-#pragma unroll
-            for (int chunk = 0; chunk < CHUNKS; chunk++) {
-                int place = i + chunk * CHUNK * LANES;
-                if (place >= d)
-                    break;
-#pragma unroll
-                for (int h = 0; h < N_HEADS; h++)
-                    if (h < part.n_head)
-#pragma unroll
-                        for (int c = 0; c < CHUNK; c++)
-#pragma unroll
-                            for (int p = 0; p < AT_ONCE; p++)
-                                sums[p][h] = __fmaf_rn(keys[chunk][p][c], shared.q[h * d + place + c], sums[p][h]);
-            }
+                    for (int c = 0; c < CHUNK; c++)
+                        sums[h] = __fmaf_rn(keys[c], shared.q[h * d + i + c], sums[h]);
         }
 #pragma unroll
-        for (int p = 0; p < AT_ONCE; p++)
-#pragma unroll
-            for (int h = 0; h < N_HEADS; h++) {
-                for (int half = LANES / 2; half; half /= 2)
-                    sums[p][h] += __shfl_xor_sync(ALL_LANES, sums[p][h], half);
-                int j = mine + base + p * TOGETHER;
-                if (lane == 0 && j < n && h < part.n_head)
-                    shared.scores[h * SPLIT + j] = a.scale * sums[p][h];
-            }
+        for (int h = 0; h < HEADS; h++) {
+            for (int half = LANES / 2; half; half /= 2)
+                sums[h] += __shfl_xor_sync(ALL_LANES, sums[h], half);
+            if (int j = mine + base; lane == 0 && j < n && h < part.n_head)
+                shared.scores[h * SPLIT + j] = a.scale * sums[h];
+        }
     }
 }
 
 // Each score becomes exp(score - largest); a warp a head.
-template <int N_HEADS>
-__device__ __forceinline__ void exponentials(const Part &part, const Shared<N_HEADS> &shared, int n)
+__device__ __forceinline__ void exponentials(const Part &part, const Shared &shared, int n)
 {
     for (int h = threadIdx.x / WARP; h < part.n_head; h += WARPS) {
         float *scores = shared.scores + h * SPLIT;
@@ -108,9 +80,9 @@ __device__ __forceinline__ void exponentials(const Part &part, const Shared<N_HE
 }
 
 // sums[set][h][i] = the values of positions set, set + sets, ... times their exponentials
-template <typename Cache, int N_HEADS>
+template <typename Cache>
 __device__ __forceinline__ int add_values(
-    const Attention &a, const Part &part, const Shared<N_HEADS> &shared, long long start, int n)
+    const Attention &a, const Part &part, const Shared &shared, long long start, int n)
 {
     int d = a.n_embd_head_v, threads = d / 4;
     int sets = min(min(THREADS / threads, COLUMNS / d), 8), set = threadIdx.x / threads, i = threadIdx.x % threads * 4;
@@ -118,20 +90,20 @@ __device__ __forceinline__ int add_values(
         return sets;
     long long stride = Cache::bytes(a.v_width);
     const unsigned char *v = at<const unsigned char>(a.v) + start * stride + Cache::bytes(part.head_kv * d);
-    constexpr int AT_ONCE = N_HEADS <= FEW_HEADS ? 16 : 4;
-    float sums[N_HEADS][4] = {};
+    constexpr int AT_ONCE = 4;
+    float sums[HEADS][4] = {};
     for (int base = set; base < n; base += AT_ONCE * sets) {
         float values[AT_ONCE][4];
 #pragma unroll
         for (int p = 0; p < AT_ONCE; p++)
-            Cache::template load<4>(v + min(base + p * sets, n - 1) * stride, i, values[p]);
+            load<Cache, 4>(v + min(base + p * sets, n - 1) * stride, i, values[p]);
 #pragma unroll
         for (int p = 0; p < AT_ONCE; p++) {
             int j = base + p * sets;
             if (j >= n)
                 break;
 #pragma unroll
-            for (int h = 0; h < N_HEADS; h++)
+            for (int h = 0; h < HEADS; h++)
                 if (h < part.n_head)
 #pragma unroll
                     for (int c = 0; c < 4; c++)
@@ -139,36 +111,35 @@ __device__ __forceinline__ int add_values(
         }
     }
 #pragma unroll
-    for (int h = 0; h < N_HEADS; h++)
+    for (int h = 0; h < HEADS; h++)
         if (h < part.n_head)
 #pragma unroll
             for (int c = 0; c < 4; c++)
-                shared.sums[(set * N_HEADS + h) * d + i + c] = sums[h][c];
+                shared.sums[(set * HEADS + h) * d + i + c] = sums[h][c];
     return sets;
 }
 
 // A block's whole split: afterwards largest, total and sums are in shared memory.
-template <typename Cache, int N_HEADS>
+template <typename Cache>
 __device__ __forceinline__ int take_split(
-    const Attention &a, const Part &part, const Shared<N_HEADS> &shared, long long split)
+    const Attention &a, const Part &part, const Shared &shared, long long split)
 {
     long long start = max(part.first, split * SPLIT), end = min(part.end, (split + 1) * SPLIT);
     int n = end - start;
     __syncthreads();
-    compute_scores<Cache, N_HEADS>(a, part, shared, start, n);
+    compute_scores<Cache>(a, part, shared, start, n);
     __syncthreads();
     exponentials(part, shared, n);
     __syncthreads();
-    int sets = add_values<Cache, N_HEADS>(a, part, shared, start, n);
+    int sets = add_values<Cache>(a, part, shared, start, n);
     __syncthreads();
     return sets;
 }
 
-template <int N_HEADS>
-__device__ __forceinline__ float sum_sets(const Attention &a, const Shared<N_HEADS> &shared, int sets, int h, int i)
+__device__ __forceinline__ float sum_sets(const Attention &a, const Shared &shared, int sets, int h, int i)
 {
     float sum = shared.sums[h * a.n_embd_head_v + i];
     for (int set = 1; set < sets; set++)
-        sum += shared.sums[(set * N_HEADS + h) * a.n_embd_head_v + i];
+        sum += shared.sums[(set * HEADS + h) * a.n_embd_head_v + i];
     return sum;
 }

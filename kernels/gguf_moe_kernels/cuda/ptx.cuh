@@ -84,6 +84,14 @@ __device__ __forceinline__ void store_release_system(long long *word, long long 
     asm volatile("st.release.sys.s64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
 
+// *word += more; gives what it was. What other blocks wrote before they did the same is visible afterwards.
+__device__ __forceinline__ unsigned add_acquire_release(unsigned *word, unsigned more)
+{
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(word), "r"(more) : "memory");
+    return before;
+}
+
 // The host sees it some time later; nothing is said about when it sees what was written before.
 __device__ __forceinline__ void store_relaxed_system(long long *word, long long value)
 {

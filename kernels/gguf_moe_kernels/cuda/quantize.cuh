@@ -57,13 +57,13 @@ __device__ __forceinline__ void store_q8_0(float x, unsigned char *block)
         *reinterpret_cast<unsigned short *>(block) = f32_to_f16(amax / LIMIT);
 }
 
-// Block ib of a row of n, 256 values, by one warp: a lane has eight in a row, and two lanes have a sum together.
-__device__ __forceinline__ void quantize_256(const float *in, long long n, long long ib, unsigned char *out)
+// These 256 values as block ib of a row of n, by one warp: a lane has eight in a row, and two lanes have a sum together.
+__device__ __forceinline__ void quantize_as_256(const float *values, long long n, long long ib, unsigned char *out)
 {
     long long fours = (n / 256 + 3) / 4;
     int lane = lane_id();
     float *scales = reinterpret_cast<float *>(out + 1024 * fours);
-    const float4 *mine = reinterpret_cast<const float4 *>(in + 256 * ib + 8 * lane);
+    const float4 *mine = reinterpret_cast<const float4 *>(values + 8 * lane);
     float4 low = mine[0], high = mine[1];
     float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
     unsigned largest = 0;
@@ -84,4 +84,10 @@ __device__ __forceinline__ void quantize_256(const float *in, long long n, long 
         sums[lane / 4 * 8 + lane / 2 % 2] = static_cast<short>(sum);
     if (lane == 0)
         scales[ib] = inverse > 0.0f ? 1.0f / inverse : amax - amax;
+}
+
+// Block ib of a row of n.
+__device__ __forceinline__ void quantize_256(const float *in, long long n, long long ib, unsigned char *out)
+{
+    quantize_as_256(in + 256 * ib, n, ib, out);
 }

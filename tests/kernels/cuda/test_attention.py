@@ -1,4 +1,4 @@
-"""Attention: near the reference, and the same bits however it is split and however many tokens there are."""
+"""Attention: near the reference, and the same bits in each kernel, however many tokens there are."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from gguf_moe_kernels.cuda.attention_launch import attention_scores_stride, atte
 from gguf_moe_kernels.ref import activations, kv_cache
 
 N_CTX = 320
+ONE = "attention_one.attention_"
 KINDS = {np.dtype("f2"): "f16", np.dtype("f4"): "f32", np.dtype("u1"): "q8_0"}
 
 
@@ -64,9 +65,8 @@ def test_attention(
     walked = attend(q, k, v, **options)
     error = ((walked - expected).astype(float) ** 2).sum() / (expected.astype(float) ** 2).sum()
     assert error < 1e-11
-    assert_same_bits(attend(q, k, v, n_splits=attention_splits(N_CTX, n_swa), **options), walked)
-    alone = attend(q[1:], k, v, kernel="attention.attention_few_", **options | {"n_past": n_past + 1})
-    assert_same_bits(alone, walked[1:])
+    options |= {"n_past": n_past + 1, "kernel": ONE, "n_splits": attention_splits(N_CTX, n_swa)}
+    assert_same_bits(attend(q[1:], k, v, **options), walked[1:])
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,9 @@ def test_attention_over_blocks(rng, attend, assert_same_bits, n_head, n_head_kv,
     floats = [kv_cache.elements(x) for x in blocks]
     options = {"n_head": n_head, "n_head_kv": n_head_kv, "n_past": n_past, "n_swa": n_swa}
     expected = attend(q, *floats, **options)
-    n_splits = attention_splits(N_CTX, n_swa)
     assert_same_bits(attend(q, *blocks, **options), expected)
-    assert_same_bits(attend(q, *blocks, n_splits=n_splits, **options), expected)
-    few = attend(q[1:], *blocks, kernel="attention.attention_few_", **options | {"n_past": n_past + 1})
-    assert_same_bits(few, expected[1:])
+    of_one = {"kernel": ONE, "n_past": n_past + 1, "n_splits": attention_splits(N_CTX, n_swa)}
+    assert_same_bits(attend(q[1:], *blocks, **options | of_one), expected[1:])
     if not n_swa and max(d_k, d_v) <= 128:
         assert_same_bits(attend(q, *blocks, kernel="attention_many.attention_", **options), expected)
 
@@ -97,8 +95,8 @@ def test_attention_over_blocks(rng, attend, assert_same_bits, n_head, n_head_kv,
 def test_nan_is_not_lost(rng, attend):
     q, k, v = normal(rng, 1, 16), normal(rng, N_CTX, 16), normal(rng, N_CTX, 16)
     k[40, 3] = np.nan
-    for n_splits in (1, 3):
-        out = attend(q, k, v, n_head=2, n_head_kv=2, n_past=299, n_splits=n_splits)
+    for options in ({}, {"kernel": ONE, "n_splits": 3}):
+        out = attend(q, k, v, n_head=2, n_head_kv=2, n_past=299, **options)
         assert np.isnan(out[0, :8]).all()
         assert np.isfinite(out[0, 8:]).all()
 
@@ -124,13 +122,20 @@ def test_attention_in_int8(rng, call, attend, assert_same_bits, kind, d, n_past)
     arrays = {"q": q, "k": k, "v": v, "out": out, "scores": np.zeros(n_head * stride // 4, np.float32)}
     options = {"sinks": 0, "scale": 0.2, "scores_stride": stride, "n_past": n_past, "cells": 0, "rows": 1}
     call(
-        f"attention.attention_q8_k_{kind}",
+        f"attention_one.attention_q8_k_{kind}",
         structs.ATTENTION_QUANTIZE,
         attention=arrays | sizes | options,
         quantize={"x": out, "n": n_head * d, "out": rows, "out_stride": rows.shape[1], "rows": 1},
     )
     assert_same_bits(out, expected)
     assert_same_bits(rows, activations.quantize(activation, expected))
+
+
+def test_one_token_without_splits(rng, attend, assert_same_bits):
+    """In a short context there is no memory for parts."""
+    q, k, v = normal(rng, 1, 4 * 64), normal(rng, 128, 2 * 64), normal(rng, 128, 2 * 64)
+    options = {"n_head": 4, "n_head_kv": 2, "n_past": 99}
+    assert_same_bits(attend(q, k, v, kernel=ONE, **options), attend(q, k, v, **options))
 
 
 def test_values_may_be_the_beginnings_of_keys(rng, attend, assert_same_bits):

@@ -60,6 +60,11 @@ inline long long load_acquire_system(const long long *word)
     return __atomic_load_n(word, __ATOMIC_ACQUIRE);
 }
 
+inline unsigned add_acquire_release(unsigned *word, unsigned more)
+{
+    return __atomic_fetch_add(word, more, __ATOMIC_ACQ_REL);
+}
+
 inline void store_release_system(long long *word, long long value)
 {
     __atomic_store_n(word, value, __ATOMIC_RELEASE);
