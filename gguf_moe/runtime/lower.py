@@ -9,10 +9,10 @@ from gguf_moe.graph.task import Buffer, Graph, Kind, Op, Task
 from gguf_moe.runtime.memory import Addresses, row_size
 from gguf_moe.runtime.ops import (
     ALIKE,
+    MATMULS,
     Lowered,
     absent,
     attention_sizes,
-    matmul_heads_sizes,
     matmul_id_sizes,
     matmul_sizes,
 )
@@ -65,14 +65,13 @@ def _get_rows(task: Task, memory: Addresses, n_threads: int) -> Lowered:
 
 
 def _matmul(task: Task, memory: Addresses, n_threads: int) -> Lowered:
-    weight = task.tensor("weight")
-    n_in, n_out = weight.shape
+    sizes = matmul_sizes(task)
     special: dict[str, Value] = {
-        "tile": _tile(weight.qtype),
-        **matmul_sizes(task),
-        **_chunks(weight.qtype.row_size(n_in), n_out, n_threads),
+        "tile": _tile(task.tensor("weight").qtype),
+        **sizes,
+        **_chunks(sizes["row_size"], sizes["n_out"] * sizes["n_head"], n_threads),
     }
-    return "matmul.matmul", structs.MATMUL, special | absent(task, "bias", "residual")
+    return f"matmul.{task.op}", MATMULS[task.op], special | absent(task, "bias", "residual")
 
 
 def _matmul_id(task: Task, memory: Addresses, n_threads: int) -> Lowered:
@@ -85,18 +84,6 @@ def _matmul_id(task: Task, memory: Addresses, n_threads: int) -> Lowered:
         **_chunks(max(qtype.row_size(n_in) for qtype in weight.qtypes), n_out, n_threads),
     }
     return "matmul.matmul_id", structs.MATMUL_ID, special | absent(task, "x_index")
-
-
-def _matmul_heads(task: Task, memory: Addresses, n_threads: int) -> Lowered:
-    weight = task.tensor("weight")
-    n_in, n_out, n_head = weight.shape
-    special: dict[str, Value] = {
-        "tile": _tile(weight.qtype),
-        **matmul_heads_sizes(task),
-        "chunk_rows": _chunk_rows(weight.qtype.row_size(n_in), n_out * n_head, n_threads),
-        "n_threads": n_threads,
-    }
-    return "matmul.matmul_heads", structs.MATMUL_HEADS, special
 
 
 def _attention(task: Task, memory: Addresses, n_threads: int) -> Lowered:
@@ -117,7 +104,7 @@ _LOWER: dict[Op, Callable[[Task, Addresses, int], Lowered]] = {
     Op.GET_ROWS: _get_rows,
     Op.MATMUL: _matmul,
     Op.MATMUL_ID: _matmul_id,
-    Op.MATMUL_HEADS: _matmul_heads,
+    Op.MATMUL_HEADS: _matmul,
     Op.ATTENTION: _attention,
 }
 

@@ -23,18 +23,28 @@ Address = Callable[[Buffer], int]
 """Where a buffer lies."""
 
 
+MATMULS = {Op.MATMUL: structs.MATMUL, Op.MATMUL_HEADS: structs.MATMUL_HEADS}
+"""Products with one weight, and the structs of their arguments."""
+
+
 def absent(task: Task, *names: str) -> dict[str, Value]:
     """Address 0 for each of the optional arrays that the task does without."""
     there = {*task.inputs, *task.outputs, *task.weights}
     return {name: 0 for name in names if name not in there}
 
 
-def matmul_sizes(task: Task) -> dict[str, Value]:
-    """The sizes of MATMUL."""
-    weight = task.tensor("weight")
-    n_in, n_out = weight.shape
-    x_stride = row_size(task.inputs["x"])
-    return {"row_size": weight.qtype.row_size(n_in), "n_out": n_out, "n_in": n_in, "x_stride": x_stride}
+def matmul_sizes(task: Task) -> dict[str, int]:
+    """The sizes of MATMUL, and of MATMUL_HEADS, whose weight has a matrix for each of n_head heads."""
+    weight, x = task.tensor("weight"), task.inputs["x"]
+    n_in, n_out, n_head = (*weight.shape, 1)[:3]
+    return {
+        "row_size": weight.qtype.row_size(n_in),
+        "n_out": n_out,
+        "n_in": n_in,
+        "n_head": n_head,
+        # A row of float32 has all heads, a row of int8 is one head.
+        "x_stride": row_size(x) // (n_head if x.kind is Kind.F32 else 1),
+    }
 
 
 def matmul_id_sizes(task: Task, address: Address) -> dict[str, Value]:
@@ -49,20 +59,6 @@ def matmul_id_sizes(task: Task, address: Address) -> dict[str, Value]:
         "n_in": n_in,
         "x": [address(buffer) for buffer in x],
         "x_stride": [row_size(buffer) for buffer in x],
-    }
-
-
-def matmul_heads_sizes(task: Task) -> dict[str, Value]:
-    """The sizes of MATMUL_HEADS."""
-    weight, x = task.tensor("weight"), task.inputs["x"]
-    n_in, n_out, n_head = weight.shape
-    return {
-        "row_size": weight.qtype.row_size(n_in),
-        "n_out": n_out,
-        "n_in": n_in,
-        "n_head": n_head,
-        # A row of float32 has all heads, a row of int8 is one head.
-        "x_stride": row_size(x) // (n_head if x.kind is Kind.F32 else 1),
     }
 
 

@@ -13,9 +13,9 @@ from gguf_moe.graph.task import Graph, Op, Rows, Task
 from gguf_moe.runtime.gpu.memory import DeviceMemory
 from gguf_moe.runtime.ops import (
     ALIKE,
+    MATMULS,
     Lowered,
     attention_sizes,
-    matmul_heads_sizes,
     matmul_id_sizes,
     matmul_sizes,
 )
@@ -98,7 +98,7 @@ def _get_rows(task: Task, memory: DeviceMemory) -> Iterator[Lowered]:
 
 def _matmul(task: Task, memory: DeviceMemory) -> Iterator[Lowered]:
     qtype = task.tensor("weight").qtype
-    yield f"matmul.matmul_{qtype.name.lower()}", structs.MATMUL, matmul_sizes(task)
+    yield f"matmul.{task.op}_{qtype.name.lower()}", MATMULS[task.op], matmul_sizes(task)
 
 
 def _matmul_id(task: Task, memory: DeviceMemory) -> Iterator[Lowered]:
@@ -110,11 +110,6 @@ def _matmul_id(task: Task, memory: DeviceMemory) -> Iterator[Lowered]:
     }
     for qtype in dict.fromkeys(weight.qtypes):
         yield f"matmul.matmul_id_{qtype.name.lower()}", structs.MATMUL_ID, special
-
-
-def _matmul_heads(task: Task, memory: DeviceMemory) -> Iterator[Lowered]:
-    qtype = task.tensor("weight").qtype
-    yield f"matmul.matmul_heads_{qtype.name.lower()}", structs.MATMUL_HEADS, matmul_heads_sizes(task)
 
 
 def _attention(task: Task, memory: DeviceMemory) -> Iterator[Lowered]:
@@ -131,7 +126,7 @@ _LOWER: dict[Op, Callable[[Task, DeviceMemory], Iterator[Lowered]]] = {
     Op.GET_ROWS: _get_rows,
     Op.MATMUL: _matmul,
     Op.MATMUL_ID: _matmul_id,
-    Op.MATMUL_HEADS: _matmul_heads,
+    Op.MATMUL_HEADS: _matmul,
     Op.ATTENTION: _attention,
 }
 OPS = frozenset({*ALIKE, *_LOWER})
