@@ -50,7 +50,7 @@ def _attention_q8_k(a: Any, rows: int) -> Launch:
 
 
 QUERIES, WIDEST = 32, 128
-"""The numbers of attention_many.cu: queries of a block, and the largest width of a head."""
+"""The numbers of attention_many.cuh: queries of a block, and the largest width of a head."""
 
 
 def _attention_many(a: Any, rows: int, element: int) -> Launch:
