@@ -15,30 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 from model_file import add_key
 from tiny_table import COMMON, TINY, arch_of
+from tiny_vocabularies import add_vocabulary
 
 from gguf_moe.arch import ARCHS
 from gguf_moe.arch.base import Shape
 from gguf_moe.arch.ssm import Ssm
-from gguf_moe.text.bpe import byte_level_alphabet
 
 Q4_0, Q5_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q5_1", "Q8_0"))
 F32_PARTS = ("ffn_gate_inp", "bias", "ssm_conv1d")
 """Tensors with one of these in their names are F32 in all files."""
 NVFP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>")
-MERGES = (
-    "Ġ Ġ", "ĠĠ ĠĠ", "Ċ Ċ", "ĊĊ Ċ", "ĉ Ċ", "Ċ Ġ", "3 3", "33 3", "333 33", "' l", "'l l", "' m", "' t", "h e",
-    "l l", "Ġ t", "Ġt h", "i n", "e r", "a n", "o n", "r e", "Ġ a", "Ġ w", "H e", "He ll", "Hell o", "! !",
-    "= =", ". .", "Ġ ðŁ", "ð Ł",
-)  # fmt: skip
-PIECES = (
-    "▁", "▁▁", *"etaoinshrdlucmfwygpbvk", "▁t", "he", "in", "er", "an", "re", "on", "ll", "▁the", "▁a",
-    "Hello",
-)  # fmt: skip
 
 
 def write_tiny(
@@ -51,7 +41,7 @@ def write_tiny(
     tiny, arch = TINY[name], arch_of(name)
     writer = GGUFWriter(path, arch)
     writer.add_name(f"tiny {name}")
-    n_vocab = _add_vocabulary(writer, tiny.pre)
+    n_vocab = add_vocabulary(writer, tiny.pre)
     keys = COMMON | dict(tiny.keys) | dict(keys or {})
     keys["block_count"] = tiny.n_layer + tiny.n_nextn
     if tiny.n_nextn:
@@ -252,66 +242,3 @@ def _quantize_nvfp4(data: np.ndarray) -> np.ndarray:
         [byte[chosen].astype(np.uint8), (codes[:, :, 0] | codes[:, :, 1] << 4).reshape(-1, 32)], axis=1
     )
     return blocks.reshape(*data.shape[:-1], -1)
-
-
-def _add_vocabulary(writer: GGUFWriter, pre: str) -> int:
-    """The kind of vocabulary that Tiny.pre stands for; how many tokens it has."""
-    if not pre:
-        return _add_spm(writer)
-    return _add_gemma4(writer) if pre == "gemma4" else _add_bpe(writer, pre)
-
-
-def _add_bpe(writer: GGUFWriter, pre: str) -> int:
-    """All bytes, some merges that cross the borders which pre-tokenizers draw, and special tokens."""
-    made = ["".join(merge.split(" ")) for merge in MERGES]
-    tokens = [*byte_level_alphabet(), *made, *SPECIAL]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    n_normal = len(tokens) - len(SPECIAL)
-    writer.add_token_types([TokenType.NORMAL] * n_normal + [TokenType.CONTROL] * len(SPECIAL))
-    writer.add_token_merges(list(MERGES))
-    writer.add_bos_token_id(n_normal)
-    writer.add_eos_token_id(n_normal)
-    writer.add_add_bos_token(False)
-    return len(tokens)
-
-
-def _add_spm(writer: GGUFWriter) -> int:
-    """The specials of SentencePiece, all bytes, letters and some pieces."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
-    special = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(PIECES))])
-    writer.add_token_types(special + [TokenType.NORMAL] * len(PIECES))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    return len(tokens)
-
-
-def _add_gemma4(writer: GGUFWriter) -> int:
-    """Merges as in a byte-level vocabulary, but of text with U+2581 for a space; all bytes, and letters."""
-    special = ("<pad>", "<eos>", "<bos>", "<unk>")
-    merges = [
-        merge.replace("\u0120", "\u2581").replace("\u010a", "\n")
-        for merge in MERGES
-        if merge.isascii() or "\u00f0" not in merge
-    ]
-    made = ["".join(merge.split(" ")) for merge in merges]
-    letters = sorted({letter for token in (*made, *PIECES) for letter in token})
-    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *made]
-    writer.add_tokenizer_model("gemma4")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * len(tokens))
-    n_normal = len(letters) + len(made)
-    types = [TokenType.CONTROL] * 3 + [TokenType.UNKNOWN] + [TokenType.BYTE] * 256
-    writer.add_token_types(types + [TokenType.NORMAL] * n_normal)
-    writer.add_token_merges(merges)
-    writer.add_pad_token_id(0)
-    writer.add_eos_token_id(1)
-    writer.add_bos_token_id(2)
-    writer.add_unk_token_id(3)
-    return len(tokens)

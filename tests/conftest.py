@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 from run_folder import run_folder
+from tiny_vocabularies import add_spm
 from weight_rows import set_scales
 
 from gguf_moe.arch import find_arch
@@ -27,6 +28,10 @@ from gguf_moe_kernels.cpu.library import KernelLibrary
 from gguf_moe_kernels.quants import GGMLType
 
 ROOT = Path(__file__).parent.parent
+LETTERS = ("▁", *"etaoinshrdlucmfwygpbvk")
+PAIRS = ("▁t", "he", "in", "er", "an", "re", "on", "at", "en", "nd", "ti", "es", "or", "te", "of")
+PIECES = (*LETTERS, *PAIRS, "▁the", "▁a", "ing")
+"""Of the vocabulary of tiny models, behind its specials and the 256 bytes."""
 N_VOCAB = 300
 
 
@@ -190,7 +195,7 @@ def _tiny_gguf(
         writer.add_expert_used_count(n_expert_used)
     for key, (value, value_type) in (keys or {}).items():
         writer.add_key_value(key, value, value_type)
-    _add_vocabulary(writer)
+    assert add_spm(writer, PIECES) == N_VOCAB
     n_embd_gqa = n_embd // n_head * n_head_kv
     rng, dealt = np.random.default_rng(seed), 0
 
@@ -228,22 +233,3 @@ def _tiny_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def _add_vocabulary(writer):
-    """A SentencePiece vocabulary: three specials, the 256 bytes, letters and a few pairs of them."""
-    types = gguf.TokenType
-    letters = ["▁", *"etaoinshrdlucmfwygpbvk"]
-    pairs = ["▁t", "he", "in", "er", "an", "re", "on", "at", "en", "nd", "ti", "es", "or", "te", "of"]
-    pieces = [*letters, *pairs, "▁the", "▁a", "ing"]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
-    assert len(tokens) == N_VOCAB
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(pieces))])
-    special = [types.UNKNOWN, types.CONTROL, types.CONTROL, *[types.BYTE] * 256]
-    writer.add_token_types(special + [types.NORMAL] * len(pieces))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
