@@ -205,7 +205,7 @@ class Model:
         Raises OptionError where there is no GPU or the policy keeps no heat, GGUFMoeError if the file cannot
         be written.
         """
-        heat = self.gpu.slots.cache.heat() if self.gpu else None
+        heat = self.gpu.slots.heat() if self.gpu else None
         if self.gpu is None or heat is None:
             raise OptionError("there is no heat to save: it takes a GPU, and the policy decayed or static.")
         save_heat(path, heat, self._loaded.heat_owner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,6 +13,11 @@ from gguf_moe.arch.base import Arch
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.rope_scaling import RopeScaling
 from gguf_moe.arch.weights import Weights
+
+BLOCK = 128
+"""Positions whose angles are computed at once: tokens one by one then find theirs ready."""
+N_BLOCKS = 32
+"""So many blocks are kept, as conversations take turns."""
 
 
 class RopeTable:
@@ -28,9 +34,17 @@ class RopeTable:
             interpolated = interpolated * (1.0 - kept) + frequencies * kept
         self._frequencies = interpolated  # f64 [n_rot / 2]
         self._magnitude = scaling.magnitude
+        self._block = lru_cache(N_BLOCKS)(lambda block: self._compute(block * BLOCK, BLOCK))
 
     def angles(self, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin of positions first .. first + n - 1, each float32 [n, n_rot / 2]."""
+        """cos and sin of positions first .. first + n - 1, each float32 [n, n_rot / 2]. Not to be changed."""
+        block, start = divmod(first, BLOCK)
+        if start + n > BLOCK:
+            return self._compute(first, n)
+        cos, sin = self._block(block)
+        return cos[start : start + n], sin[start : start + n]
+
+    def _compute(self, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         theta = np.arange(first, first + n)[:, None] * self._frequencies
         cos, sin = np.cos(theta) * self._magnitude, np.sin(theta) * self._magnitude
         return cos.astype(np.float32), sin.astype(np.float32)

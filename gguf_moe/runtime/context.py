@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -220,7 +221,7 @@ class Context:
             self._check_room(part.sequence, len(part.tokens))
             self.state.bring_back(part.sequence)
         tokens = [token for part in parts for token in part.tokens]
-        ends = np.cumsum([len(part.tokens) for part in parts])
+        ends = accumulate(len(part.tokens) for part in parts)
         outputs = [i for part, end in zip(parts, ends, strict=True) for i in range(end - part.n_outputs, end)]
         n_past = len(parts[0].sequence.tokens)
         try:
@@ -236,7 +237,8 @@ class Context:
                 self.state.keep(part.sequence)
         if self.recorder:
             self.recorder.add(self._running.chosen(len(tokens)))
-        return np.split(logits, np.cumsum([part.n_outputs for part in parts])[:-1])
+        stops = accumulate(part.n_outputs for part in parts)
+        return [logits[stop - part.n_outputs : stop] for part, stop in zip(parts, stops, strict=True)]
 
     def _inputs(self, parts: Sequence[Part], n_tokens: int) -> dict[str, np.ndarray]:
         """What the graph reads of each token, by name."""

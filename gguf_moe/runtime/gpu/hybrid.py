@@ -79,6 +79,7 @@ class StepProgram:
         watch = _Watch(self._device, stream, self, number)
         try:
             self.start(stream, slots)
+            slots.work_beside()
             crew.run(self.program, watch)
             wait(self._device, stream)
         except BaseException:
@@ -92,7 +93,7 @@ class StepProgram:
     def queue(self, stream: Any, branches: Branches, slots: ExpertSlots) -> None:
         """Put all of a step on the stream: inputs, kernels, logits."""
         self._buffers.copy_in(stream)
-        slots.copy_tables(stream)
+        slots.tables.copy(stream)
         branches.queue(self.launches, self.launch)
         self._buffers.copy_out(stream)
 
@@ -117,8 +118,8 @@ class StepProgram:
         """Of the step that was run last: float32 [n_outputs, n_vocab]."""
         return self._buffers.logits(n_outputs)
 
-    def chosen(self, n: int) -> list[list[int]]:
-        """For each layer with experts the ids that the router chose for n tokens."""
+    def chosen(self, n: int) -> np.ndarray:
+        """The ids that the routers of layers with experts chose for n tokens: int32 [layers, n * used]."""
         return self.mailbox.chosen(n * self.n_expert_used)
 
     def waited_ns(self, stream: Any) -> int:

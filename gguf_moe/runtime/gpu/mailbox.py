@@ -97,6 +97,6 @@ class Mailbox:
         """The number of the step whose post a layer has."""
         return abs(int(self._memory[self._posts[layer]["sequence"] :].view(np.int64)[0]))
 
-    def chosen(self, n: int) -> list[list[int]]:
-        """For each layer the first n ids that its router chose in the last step."""
-        return self._all_ids[:, :n].tolist()
+    def chosen(self, n: int) -> np.ndarray:
+        """The first n ids that each layer's router chose in the last step: int32 [layers, n]."""
+        return self._all_ids[:, :n].copy()

@@ -129,7 +129,7 @@ class PromptProgram:
         waves = self._plan()
         self._ring.start(stream)
         self._buffers.copy_in(stream)
-        self._slots.copy_tables(stream)
+        self._slots.tables.copy(stream)
         source = self._host_tables.__array_interface__["data"][0]
         self._device.copy(stream, self._device_tables, source, self._host_tables.nbytes)
         n_places, done = len(step.tokens) * self._n_expert_used, 0
@@ -156,7 +156,7 @@ class PromptProgram:
             if task.op is not Op.MATMUL_ID:
                 continue
             tensors, waves = task.experts("weight"), plan.setdefault(id(task), [])
-            missing, size = self._slots.missing(tensors), self._ring.n_in_wave(tensors)
+            missing, size = self._slots.tables.missing(tensors), self._ring.n_in_wave(tensors)
             for start in range(0, len(missing), size):
                 experts = tuple(missing[start : start + size])
                 self._tables[n_waves] = 0

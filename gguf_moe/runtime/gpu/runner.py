@@ -161,7 +161,6 @@ class GpuRunner:
         assert self._crew is not None
         self._number += 1
         self.make_room(step.n_past + len(step.tokens))
-        self.slots.commit_arrived()
         start = time.perf_counter()
         n = len(step.tokens)
         if prompt := self._long.program_for(n):
@@ -171,7 +170,7 @@ class GpuRunner:
             self._last = prompt
         else:
             program = self.ways[self.trial.way] if n == 1 else self.programs[max(self.programs)]
-            self.slots.take_back()
+            self.slots.begin_step()
             program.run(self._number, step, self._embed, self._stream, self.slots, self._crew)
             if n == 1:
                 self.trial.took(time.perf_counter() - start)
@@ -185,12 +184,11 @@ class GpuRunner:
 
     def usage(self) -> Usage:
         """What happened since loading. Between steps only."""
-        counts = self.slots.cache.counts
         return Usage(
             n_tokens=self._n_tokens,
-            hits=counts.hits,
-            misses=counts.misses,
-            uploads=counts.uploads,
+            hits=self.slots.hits,
+            misses=self.slots.misses,
+            uploads=self.slots.cache.counts.uploads,
             uploaded_bytes=self.slots.uploaded_bytes + self._long.streamed_bytes,
             step_s=self._step_s,
             gpu_waited_s=sum(program.waited_ns(self._stream) for program in self._hybrids) / 1e9,

@@ -1,23 +1,25 @@
-"""Device memory for experts: slots with the file's bytes, the tables that point into them, and uploads."""
+"""Device memory for experts: slots with the file's bytes, who lies in which, and uploads."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from gguf_moe.arch.weights import Experts
-from gguf_moe.checkpoint import ExpertTensors
+from gguf_moe.errors import DeviceError
 from gguf_moe.experts.budget import aligned, slot_size
 from gguf_moe.experts.cache import MISSING, Cache, Upload
 from gguf_moe.experts.policies import Heat
+from gguf_moe.runtime.gpu import device as gpu_device
 from gguf_moe.runtime.gpu.device import Device, wait_until
 from gguf_moe.runtime.gpu.memory import Area, DeviceWeights
+from gguf_moe.runtime.gpu.tables import ROLES, ExpertTables
 from gguf_moe.runtime.gpu.uploads import Copy, DirectUploads, StagedUploads, Uploads
 
-ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 MAX_IN_FLIGHT = 8
 """Uploads that may be under way: their slots serve nobody meanwhile."""
 
@@ -25,9 +27,13 @@ MAX_IN_FLIGHT = 8
 class ExpertSlots:
     """The experts of all layers that have some, and which of them the device holds.
 
-    The tables, int64 [layers, 3 roles, n_expert] of device addresses, are copied to the device before each
-    step: so a change is seen at a step boundary, by all kernels of a step at once. There is room for experts
-    after `allocate`.
+    A change is seen at a step boundary, by all kernels of a step at once. There is room for experts after
+    `allocate`.
+
+    To decide what comes, and to start the copies, takes longer in Python than some layers take on a GPU. So a
+    thread does it while the next step runs: after `used` comes `begin_step`, the GPU starts, `work_beside`.
+    The cache is the thread's until the next call of any method; what it changes is written into the tables at
+    the next boundary. An expert leaves at one boundary, and the upload into its slot begins behind that.
     """
 
     def __init__(
@@ -44,28 +50,28 @@ class ExpertSlots:
         self._uploads: Uploads = DirectUploads(device) if is_registered else StagedUploads(device)
         self.n_expert = len(layers[0].ffn_gate_exps.nbytes) if layers else 0
         self.cache = Cache(len(layers), self.n_expert, [0] * len(layers), policy, max_in_flight=MAX_IN_FLIGHT)
+        self.tables = ExpertTables(device, layers, weights)
         self.sizes = [expert_slot_size(experts) for experts in layers]
         """Bytes of a slot of each layer."""
         self._bases = [0] * len(layers)
         self._nbytes = 0
-        n = len(layers) * len(ROLES) * self.n_expert
-        self._host = device.pinned(8 * max(n, 1))
-        self._roles = {
-            id(getattr(experts, name)): (layer, role)
-            for layer, experts in enumerate(layers)
-            for role, name in enumerate(ROLES)
-        }
-        self._tables = self._host.view(np.int64)[:n].reshape(len(layers), len(ROLES), self.n_expert)
-        self._device_tables = device.allocate(self._host.nbytes)
-        for layer, experts in enumerate(layers):
-            for role, name in enumerate(ROLES):
-                address = self._device_tables + 8 * self.n_expert * (layer * len(ROLES) + role)
-                weights.set_table(getattr(experts, name), address)
-        self._arriving: list[tuple[Upload, Any]] = []
+        self._owners: list[dict[int, int]] = [{} for _ in layers]
+        """By slot, the expert whose bytes lie there as far as the tables say."""
         self._end = self._lent = 0
         """Where the memory of all slots ends, and how much of it before that is lent."""
+        self._chosen: list[list[int]] = []
+        """What the last step chose, until the cache is told."""
+        self._decided: list[Upload] = []
+        """Uploads that have not begun. Those that leave for them may still be in the tables."""
+        self._arriving: list[tuple[Upload, Any]] = []
+        self._arrived: list[Upload] = []
+        """Uploads that are not in the tables yet."""
         self._returning: list[tuple[Upload, Any]] = []
+        self._thread = ThreadPoolExecutor(1, "gguf-moe experts")
+        self._work: Future[None] | None = None
         self.uploaded_bytes = 0
+        self.hits = self.misses = 0
+        """Choices of experts that the device held, and others, in all steps."""
 
     def allocate(self, slots_per_layer: Sequence[int]) -> None:
         """Make room for so many experts of each layer. With OutOfMemoryError there is none."""
@@ -81,66 +87,50 @@ class ExpertSlots:
         """Of the memory of all slots."""
         return self._nbytes
 
-    def area(self, nbytes: int) -> Area:
-        """The last nbytes of the slots' memory, which `lend` gives away."""
-        return Area(self._end - nbytes, nbytes)
+    @property
+    def hit_rate(self) -> float:
+        """The share of the choices that the device held; 0 before the first step."""
+        return self.hits / max(1, self.hits + self.misses)
 
-    def lend(self, nbytes: int) -> None:
-        """Take the experts out of the last nbytes, until `take_back`. Between steps only."""
-        self.settle()
-        self._lent = nbytes
-        for layer in self._lent_layers():
-            self._tables[layer] = 0
+    def used(self, ids: np.ndarray) -> None:
+        """A step chose these experts, int32 [layers, n]. What follows is decided beside the next step."""
+        n_missing = self.tables.n_missing(ids)
+        self.hits += ids.size - n_missing
+        self.misses += n_missing
+        self._chosen = ids.tolist()
 
-    def take_back(self) -> None:
-        """Bring the experts back that were in the slots which were lent."""
-        for il in self._lent_layers():
-            for ie, slot in enumerate(self.cache.table(il)):
-                if slot != MISSING and not self._tables[il, 0, ie]:
-                    upload = Upload(il, ie, slot)
-                    self._returning.append((upload, self._bring(upload)))
-        self._lent = 0
+    def begin_step(self) -> None:
+        """At a step boundary: what the thread has decided, and what has arrived, is true from now on.
 
-    def copy_tables(self, stream: Any) -> None:
-        """Queue the copy of the tables to the device."""
-        address = self._host.__array_interface__["data"][0]
-        self._device.copy(stream, self._device_tables, address, self._host.nbytes)
+        What was lent comes back. Raises DeviceError if an upload failed.
+        """
+        self._finish()
+        if self._lent:
+            self._take_back()
 
-    def missing(self, tensors: ExpertTensors) -> list[int]:
-        """The experts of a layer that the device does not hold, given the matrices of any role."""
-        layer, role = self._roles[id(tensors)]
-        return np.nonzero(self._tables[layer, role] == 0)[0].tolist()
-
-    def prefilled(self, ids: Sequence[Sequence[int]], n_tokens: int) -> None:
-        """A prompt of n_tokens chose these experts, for each layer; the best of them are brought."""
-        counts = [np.bincount(layer, minlength=self.n_expert).tolist() for layer in ids]
-        self.cache.prefilled(counts, n_tokens)
-        self._start(self.cache.refill())
-
-    def used(self, step_ids: Sequence[Sequence[int]]) -> None:
-        """A step chose these experts, for each layer; uploads begin because of it."""
-        self._start(self.cache.used(step_ids))
-
-    def commit_arrived(self) -> None:
-        """At a step boundary: what has arrived can be used from now on."""
-        waiting = []
-        for upload, mark in self._arriving:
-            if self._uploads.is_done(mark):
-                self.cache.commit(upload)
-                self._tables[upload.il, :, upload.ie] = self._places(upload)
-            else:
-                waiting.append((upload, mark))
-        self._arriving = waiting
-        if self._returning:
-            self._commit_returned()
+    def work_beside(self) -> None:
+        """While a step runs that has begun since `begin_step`: let the thread start uploads, and decide."""
+        if self._chosen or self._decided or self._arriving:
+            self._work = self._thread.submit(self._keep_books)
 
     def settle(self) -> None:
-        """Wait until all that is under way has arrived. Between steps only.
+        """Decide on what was used, and wait until all has arrived. Between steps only.
 
         Raises DeviceError if nothing arrives for STEP_LIMIT_S.
         """
+        self._finish()
+        while self._chosen or self._decided:
+            self._keep_books()
+            self._finish()
         while n := len(self._arriving) + len(self._returning):
             wait_until(lambda n=n: self._has_fewer(n), "an upload")  # type: ignore[misc]
+
+    def prefilled(self, ids: Sequence[Sequence[int]], n_tokens: int) -> None:
+        """A prompt of n_tokens chose these experts, for each layer; the best of them are brought."""
+        self._finish()
+        counts = [np.bincount(layer, minlength=self.n_expert).tolist() for layer in ids]
+        self.cache.prefilled(counts, n_tokens)
+        self._decided += self.cache.refill()
 
     def fill(self) -> None:
         """Put experts into all free slots, and wait for them. Between steps only."""
@@ -148,6 +138,7 @@ class ExpertSlots:
 
     def warm(self, heat: Heat) -> None:
         """Begin with the heat of an earlier run: bring its hottest experts, and wait for them."""
+        self._finish()
         self.cache.warm(heat)
         self._bring_all(self.cache.refill)
 
@@ -156,11 +147,29 @@ class ExpertSlots:
         self._bring_all(self.cache.refill)
         self.fill()
 
+    def area(self, nbytes: int) -> Area:
+        """The last nbytes of the slots' memory, which `lend` gives away."""
+        return Area(self._end - nbytes, nbytes)
+
+    def lend(self, nbytes: int) -> None:
+        """Take the experts out of the last nbytes, until the next `begin_step`. Between steps only."""
+        self.settle()
+        self._lent = nbytes
+        for il in self._lent_layers():
+            self.tables.addresses[il] = 0
+
+    def heat(self) -> Heat | None:
+        """What `warm` takes, the last step included; None if the policy keeps none. Between steps only."""
+        self._finish()
+        self._keep_books()
+        self._finish()
+        return self.cache.heat()
+
     def clear(self) -> None:
         """Give the slots' memory back until `allocate` is called again. Between steps only."""
         self.settle()
         self.cache.resize([0] * self.cache.n_layer)
-        self._tables[:] = 0
+        self.tables.addresses[:] = 0
         self._lent = 0
         if self._nbytes:
             self._device.free(self._end - self._nbytes)
@@ -168,7 +177,50 @@ class ExpertSlots:
 
     def close(self) -> None:
         """End the uploads. The device takes the memory back itself."""
+        self._thread.shutdown(cancel_futures=True)
         self._uploads.close()
+
+    def _keep_books(self) -> None:
+        """Start the uploads whose slots are free by now, see what has arrived, decide on more."""
+        while self._decided:
+            upload = self._decided.pop(0)
+            self._arriving.append((upload, self._bring(upload)))
+        # Uploads arrive in the order in which they began.
+        while self._arriving and self._uploads.is_done(self._arriving[0][1]):
+            upload = self._arriving.pop(0)[0]
+            self.cache.commit(upload)
+            self._arrived.append(upload)
+        if self._chosen:
+            chosen, self._chosen = self._chosen, []
+            self._decided = self.cache.used(chosen)
+
+    def _finish(self) -> None:
+        """Wait for the thread, and write what it has found into the tables. It can be called again."""
+        if self._work:
+            try:
+                self._work.result(gpu_device.STEP_LIMIT_S)
+            except TimeoutError as e:
+                raise DeviceError("the uploads of experts do not get on; load the model again.") from e
+            self._work = None
+        while self._arrived:
+            upload = self._arrived[-1]
+            self.tables.enter(upload.il, upload.ie, self._places(upload))
+            self._owners[upload.il][upload.slot] = upload.ie
+            self._arrived.pop()
+        for upload in self._decided:
+            if (ie := self._owners[upload.il].get(upload.slot)) is not None:
+                self.tables.leave(upload.il, ie)
+        if self._returning:
+            self._commit_returned()
+
+    def _take_back(self) -> None:
+        """Bring the experts back that were in the slots which were lent."""
+        for il in self._lent_layers():
+            for ie, slot in enumerate(self.cache.table(il)):
+                if slot != MISSING and not self.tables.has(il, ie):
+                    upload = Upload(il, ie, slot)
+                    self._returning.append((upload, self._bring(upload)))
+        self._lent = 0
 
     def _lent_layers(self) -> list[int]:
         """The layers that have a part of what is lent."""
@@ -178,7 +230,8 @@ class ExpertSlots:
 
     def _has_fewer(self, n: int) -> bool:
         """Commit what has arrived; whether fewer than n uploads are under way then."""
-        self.commit_arrived()
+        self._keep_books()
+        self._finish()
         return len(self._arriving) + len(self._returning) < n
 
     def _commit_returned(self) -> None:
@@ -187,18 +240,14 @@ class ExpertSlots:
             if not self._uploads.is_done(mark):
                 waiting.append((upload, mark))
             elif self.cache.slot_of(upload.il, upload.ie) == upload.slot:
-                self._tables[upload.il, :, upload.ie] = self._places(upload)
+                self.tables.enter(upload.il, upload.ie, self._places(upload))
         self._returning = waiting
 
     def _bring_all(self, choose: Callable[[], list[Upload]]) -> None:
+        self.settle()
         while uploads := choose():
-            self._start(uploads)
+            self._decided += uploads
             self.settle()
-
-    def _start(self, uploads: Sequence[Upload]) -> None:
-        for upload in uploads:
-            self._forget(upload)
-            self._arriving.append((upload, self._bring(upload)))
 
     def _bring(self, upload: Upload) -> Any:
         """Begin to copy an expert into its slot; a mark for its arrival."""
@@ -209,18 +258,9 @@ class ExpertSlots:
         self.uploaded_bytes += sum(copy.nbytes for copy in copies)
         return self._uploads.start(copies)
 
-    def _forget(self, upload: Upload) -> None:
-        """Take the expert that had the slot from the tables: its bytes are overwritten from now on."""
-        for ie in np.nonzero(self._tables[upload.il, 0] == self._slot_address(upload))[0]:
-            assert self.cache.table(upload.il)[ie] == MISSING, "the cache has taken it off"
-            self._tables[upload.il, :, ie] = 0
-
-    def _slot_address(self, upload: Upload) -> int:
-        return self._bases[upload.il] + upload.slot * self.sizes[upload.il]
-
     def _places(self, upload: Upload) -> list[int]:
         """Where each role of the expert lies in its slot."""
-        address, places = self._slot_address(upload), []
+        address, places = self._bases[upload.il] + upload.slot * self.sizes[upload.il], []
         for role in ROLES:
             places.append(address)
             address += aligned(getattr(self._layers[upload.il], role).nbytes[upload.ie])

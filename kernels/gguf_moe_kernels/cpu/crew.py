@@ -51,7 +51,9 @@ CLOCK_MONOTONIC, TIMESPEC, WAITED = (
 SPINS = 500
 """Looks with a pause between them (some 5-25 us) before a waiting thread offers its core to others."""
 YIELDS = 2000
-"""Looks with an offer between them (some 1-2 ms) before it sleeps between looks, or parks between steps."""
+"""Looks with an offer between them (some 1-2 ms) before it sleeps between looks."""
+SLEEPS = 100
+"""Looks with a sleep between them (some 10 ms) before a worker parks: sampling may take so long."""
 SLEEP_US = 50
 
 FINISHED_ROW, OUT_OF_TIME, ABORTED = 1, 0, -1
@@ -202,7 +204,7 @@ def work(control, thread, seen):
     Returns the last step seen, or CREW_CLOSED.
     """
     looks = 0
-    while looks < SPINS + YIELDS:
+    while looks < SPINS + YIELDS + SLEEPS:
         step = atomic_load(control + STEP)
         if atomic_load(control + CLOSING):
             return CREW_CLOSED

@@ -1,6 +1,6 @@
 """One row of activations with many rows of a quantized weight: where decoding spends its time.
 
-Where it pays (Layout.in_order, but on Zen 4) rows of whole fours of blocks pass one after the other:
+Where it pays (Layout.in_order, on some cores) rows of whole fours of blocks pass one after the other:
 in_order.py. Others pass four side by side, one from each quarter of the rows, so that memory is read as four
 streams; each from front to back, four blocks at a time. The 16 blocks of a step (lane 4i + j: block i of row
 j) share their header, and end as 16 sums: the four partial sums of each row (dot.py: block index mod 4) for
@@ -57,9 +57,9 @@ from gguf_moe_kernels.cpu.vector import (
     zero_i32x16,
 )
 
-IS_ZEN4 = Target.numba().cpu == "znver4"
-"""This core wants to be asked later, and gains from four streams with every type (BENCHMARKS.md)."""
-AHEAD = 1024 if IS_ZEN4 else 2048
+LIKES_ORDER = Target.numba().cpu in ("znver3", "znver5")
+"""Zen 4 and Sapphire Rapids gain from four streams with every type, and want to be asked later."""
+AHEAD = 2048 if LIKES_ORDER else 1024
 """Bytes between what is read in a stream and what is asked for there."""
 
 
@@ -70,7 +70,7 @@ def make_one_token(
     layout = meeting.layout
     type_size, block_size = layout.type_size, layout.block_size
     four_size, sums_size = 4 * type_size, 128 if layout.is_large else 16
-    in_order, add_blocks = layout.in_order and not IS_ZEN4, make_add_blocks(quants, meeting)
+    in_order, add_blocks = layout.in_order and LIKES_ORDER, make_add_blocks(quants, meeting)
     rows_in_order = make_rows_in_order(meeting, unpack_header) if in_order else None
     header_place = layout.make_header_place()
     stack_places, stack_tails, stack_sums = make_stack(32), make_stack(4 * four_size), make_stack(16)

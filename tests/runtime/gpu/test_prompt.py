@@ -103,7 +103,7 @@ def test_ctrl_c_in_the_middle_of_a_prompt(hybrid_context, moe_file, streams, mon
 def test_experts_come_back_after_a_prompt(hybrid_context, moe_file, streams):
     with hybrid_context(moe_file, 4, n_batch=4, prompt_bytes=1 << 26) as context:
         slots = context._runner.slots
-        tables = slots._tables
+        tables = slots.tables.addresses
         context.extend(TOKENS[:11], 1)
         assert (tables[1] == 0).all()
         context.extend([5], 1)

@@ -50,7 +50,34 @@ def test_experts_come_through_pinned_memory(load, emulated_gpu, assert_same_bits
         assert model.gpu.usage().uploads > 4
         assert not sources(emulated_gpu, model)
     assert "cannot be locked in memory" in caplog.text
-    assert "gguf-moe uploads" not in [thread.name for thread in threading.enumerate()]
+    threads = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in threads if name.startswith(("gguf-moe uploads", "gguf-moe experts"))]
+
+
+def test_choices_count_as_hits_if_the_step_found_them_there(load):
+    with load() as model:
+        used, there = model.gpu.slots.used, []
+
+        def record(ids):
+            tables = model.gpu.slots.tables.addresses[:, 0]
+            there.extend(tables[layer, expert] != 0 for layer, row in enumerate(ids) for expert in row)
+            used(ids)
+
+        model.gpu.slots.used = record
+        logits(model)
+        usage = model.gpu.usage()
+    assert usage.hits == sum(there)
+    assert usage.misses == len(there) - sum(there) > 0
+
+
+def test_an_upload_that_fails_beside_a_step_ends_the_next_one(load, monkeypatch):
+    def fail(copies):
+        raise DeviceError("the GPU cannot be used: cudaErrorDevicesUnavailable; use --device cpu.")
+
+    with load() as model:
+        monkeypatch.setattr(model.gpu.slots._uploads, "start", fail)
+        with pytest.raises(DeviceError, match="DevicesUnavailable"):
+            logits(model)
 
 
 def test_bytes_arrive_in_order_and_in_pieces(emulated_gpu, monkeypatch, rng):
@@ -77,7 +104,7 @@ def test_a_gpu_that_is_lost_meanwhile(load, emulated_gpu, monkeypatch):
         monkeypatch.setattr(emulated_gpu, "event", fail)
         slots = model.gpu.slots
         slots.cache.resize([1] * 2)
-        slots._tables[:] = 0
+        slots.tables.addresses[:] = 0
         slots.cache.resize([2] * 2)
         with pytest.raises(DeviceError, match="DevicesUnavailable"):
             slots.fill()
@@ -89,7 +116,7 @@ def test_an_upload_that_never_arrives_is_given_up(load, emulated_gpu, monkeypatc
     with load() as model:
         slots = model.gpu.slots
         slots.cache.resize([1] * 2)
-        slots._tables[:] = 0
+        slots.tables.addresses[:] = 0
         slots.cache.resize([2] * 2)
         monkeypatch.setattr(device, "STEP_LIMIT_S", 0.2)
         monkeypatch.setattr(emulated_gpu, "is_done", lambda event: False)
