@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import normal
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.ref import delta_net
@@ -12,10 +13,6 @@ N_CTX = 100
 ALONE = {"n_ctx": N_CTX, "cells": None}
 CELLS = np.array([[200, 0], [200, 1], [0, 5], [0, 6], [0, 7], [0, 8], [100, 0], [300, 2], [300, 3]], np.int32)
 """The rows of four sequences, two of which begin here."""
-
-
-def normal(rng, *shape):
-    return rng.standard_normal(shape, np.float32)
 
 
 def parts_of(chunks):

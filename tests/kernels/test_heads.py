@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import normal
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
@@ -9,10 +10,6 @@ from gguf_moe_kernels.quants import GGMLType
 from gguf_moe_kernels.ref import activations, matmul, ops
 
 ROWS, N_HEAD, N_OUT, WIDTH = 3, 4, 40, 272
-
-
-def normal(rng, *shape):
-    return rng.standard_normal(shape, np.float32)
 
 
 @pytest.mark.parametrize("qtype", [GGMLType.F32, GGMLType.Q8_0, GGMLType.Q4_K], ids=lambda q: q.name)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import empty, normal
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
@@ -14,14 +15,6 @@ Q4_K, Q8_0, F16 = GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.F16
 
 def address(array):
     return array.__array_interface__["data"][0]
-
-
-def normal(rng, *shape):
-    return rng.standard_normal(shape, np.float32)
-
-
-def empty(*shape, dtype=np.float32):
-    return np.zeros(shape, dtype)
 
 
 NO_GROUPS = {"n_group": 1, "n_group_used": 1}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import normal
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ActivationFormat
@@ -11,10 +12,6 @@ from gguf_moe_kernels.ref import activations, kv_cache
 N_CTX = 320
 ONE = "attention_one.attention_"
 KINDS = {np.dtype("f2"): "f16", np.dtype("f4"): "f32", np.dtype("u1"): "q8_0"}
-
-
-def normal(rng, *shape):
-    return rng.standard_normal(shape, np.float32)
 
 
 @pytest.fixture

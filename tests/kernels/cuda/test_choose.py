@@ -2,13 +2,10 @@
 
 import numpy as np
 import pytest
+from arrays import normal
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.gating import Gating
-
-
-def normal(rng, *shape):
-    return rng.standard_normal(shape, np.float32)
 
 
 class Layer:

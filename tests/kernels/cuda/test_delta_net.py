@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import normal
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.ref import delta_net
@@ -9,10 +10,6 @@ from gguf_moe_kernels.ref import delta_net
 ROWS = 7
 CHUNKS = [(7,), (1,) * 7, (2, 4, 1)]
 ALONE = {"n_ctx": 100, "cells": 0}
-
-
-def normal(rng, *shape):
-    return rng.standard_normal(shape, np.float32)
 
 
 def parts_of(chunks):

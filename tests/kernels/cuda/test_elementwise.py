@@ -2,16 +2,13 @@
 
 import numpy as np
 import pytest
+from arrays import normal
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ActivationFormat
 from gguf_moe_kernels.cuda.source import QTYPES
 from gguf_moe_kernels.quants import GGMLType
 from gguf_moe_kernels.ref import activations, kv_cache, ops
-
-
-def normal(rng, *shape):
-    return rng.standard_normal(shape, np.float32)
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q8_1", "q8_k"])

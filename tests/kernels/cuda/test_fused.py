@@ -2,15 +2,12 @@
 
 import numpy as np
 import pytest
+from arrays import normal
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.activations import ActivationFormat
 
 FORMATS = (ActivationFormat.Q8_0, ActivationFormat.Q8_1, ActivationFormat.Q8_K)
-
-
-def normal(rng, *shape):
-    return rng.standard_normal(shape, np.float32)
 
 
 @pytest.mark.parametrize("n", [256, 768, 2304])

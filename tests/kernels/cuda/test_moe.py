@@ -2,14 +2,11 @@
 
 import numpy as np
 import pytest
+from arrays import normal
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.gating import Gating
 from gguf_moe_kernels.ref import ops
-
-
-def normal(rng, *shape):
-    return rng.standard_normal(shape, np.float32)
 
 
 @pytest.fixture
