@@ -13,9 +13,10 @@ One line for each layer and one for all, in microseconds, medians of the tokens 
   back     from the answer until the GPU has the sum
   idle     the share of the crew's time in which its threads did not compute, mean of all threads
 
-The GPU's clock is read by a kernel behind each post and sum, which adds about a microsecond to each. The two
-clocks are put together token by token, so that the shortest ways there and back are alike: a difference
-between the two means something only beyond that. The crew's ops are inside stopwatches, as in
+The GPU's clock is read by a kernel behind each post and sum, which adds about a microsecond to each. The
+crew's clock goes as fast as the GPU's says: both have the first layer's post in the first token and in the
+last. The two are put together token by token, so that the shortest ways there and back are alike: a
+difference between the two means something only beyond that. The crew's ops are inside stopwatches, as in
 decode_times.py. Where tokens and routing come from, gpu_times.py says.
 """
 
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -83,27 +83,28 @@ class Meetings:
         self._watches = Stopwatches(step.program.table, library, runner.n_threads)
 
     def run(self, tokens: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Run a step for each token. Both sides' times in us, each by its own clock.
+        """Run a step for each of two tokens or more. Both sides' times in us since the token's first post.
+
+        Both are microseconds of the GPU's clock; when they begin, each side says by itself.
 
         Of the GPU float64 [n_tokens, n_layer, 2], after the post and after the sum; of the crew float64
         [n_tokens, n_rows, n_threads, 3]: first in, last out, busy, or NaN where a row was passed over.
         """
-        seconds, gpu, crew = [], [], []
+        stamps, crew = [], []
         target = self._stamps.__array_interface__["data"][0]
         for token in tokens:
             self._watches.times[:] = 0
             self._context.extend([token], 1)
-            seconds.append(time.perf_counter())
             self._device.copy(self._stream, target, self._address, self._stamps.nbytes)
             wait(self._device, self._stream)
-            gpu.append(self._stamps - self._stamps[0, 0])
+            stamps.append(self._stamps.copy())
             crew.append(self._watches.times[..., [FIRST // 8, LAST // 8, BUSY // 8]].copy())
-        times = np.array(crew)
-        start = times[:, 0, 0, 1].reshape(-1, 1, 1, 1)  # each token waits for the first layer's post
-        tick = 1e6 * (seconds[-1] - seconds[0]) / float(start[-1, 0, 0, 0] - start[0, 0, 0, 0])
+        gpu, times = np.array(stamps), np.array(crew)
+        posts, seen = gpu[:, 0, 0], times[:, 0, 0, 1]  # each token waits for the first layer's post
+        tick = float(posts[-1] - posts[0]) / float(seen[-1] - seen[0])
         was_there = times[..., :1] > 0
-        times[..., :2] -= start
-        return np.array(gpu) / 1e3, np.where(was_there, times * tick, np.nan)
+        times[..., :2] -= seen.reshape(-1, 1, 1, 1)
+        return (gpu - posts.reshape(-1, 1, 1)) / 1e3, np.where(was_there, times * tick / 1e3, np.nan)
 
 
 def sections(rows: Sequence[Row]) -> list[range]:
