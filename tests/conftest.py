@@ -11,6 +11,7 @@ import bits
 import gguf
 import numpy as np
 import pytest
+from command_line import TIMEOUT, environment
 from run_folder import run_folder
 from tiny_vocabularies import add_spm
 from weight_rows import set_scales
@@ -154,6 +155,23 @@ def run_python():
         )
         assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def command(kernel_cache):
+    """Run `gguf-moe` with these arguments; the finished process."""
+
+    def run(*arguments, stdin=b"", **options):
+        return subprocess.run(
+            [sys.executable, "-m", "gguf_moe", *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            timeout=TIMEOUT,
+            env=environment(kernel_cache),
+            **options,
+        )
 
     return run
 

@@ -8,20 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import command_line
 import pytest
+from command_line import FIXTURE, ROOT, TIMEOUT
 
-ROOT = Path(__file__).parents[2]
-FIXTURE = ROOT / "tests" / "fixtures" / "fixture-bpe.Q4_K_M.gguf"
-TIMEOUT = 60
 ARGUMENTS = ("chat", "-m", str(FIXTURE), "--temp", "0", "-t", "2")
 
 
 @pytest.fixture(scope="module")
 def environment(kernel_cache):
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
-    return os.environ | {"GGUF_MOE_CACHE_DIR": str(kernel_cache), "PYTHONPATH": paths, "TERM": "xterm"}
+    return command_line.environment(kernel_cache) | {"TERM": "xterm"}
 
 
 @pytest.fixture
