@@ -172,11 +172,12 @@ class GpuRunner:
             program = self.ways[self.trial.way] if n == 1 else self.programs[max(self.programs)]
             self.slots.begin_step()
             program.run(self._number, step, self._embed, self._stream, self.slots, self._crew)
+            step_s = time.perf_counter() - start
             if n == 1:
-                self.trial.took(time.perf_counter() - start)
+                self.trial.took(step_s)
             if n == program.n_tokens > 1:
-                self._long.threshold.computed(n, time.perf_counter() - start)
-            self.slots.used(program.chosen(n))
+                self._long.threshold.computed(n, step_s)
+            self.slots.used(program.chosen(n), step_s)
             self._last = program
         self._n_tokens += n
         self._step_s += time.perf_counter() - start

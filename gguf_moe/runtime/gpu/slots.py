@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -22,6 +23,8 @@ from gguf_moe.runtime.gpu.uploads import Copy, DirectUploads, StagedUploads, Upl
 
 MAX_IN_FLIGHT = 8
 """Uploads that may be under way: their slots serve nobody meanwhile."""
+SMALL_SHARE = 0.01
+"""Of a step's time. A decision that takes less is made at once; what it brings is there a step earlier."""
 
 
 class ExpertSlots:
@@ -30,7 +33,7 @@ class ExpertSlots:
     A change is seen at a step boundary, by all kernels of a step at once. There is room for experts after
     `allocate`.
 
-    To decide what comes, and to start the copies, takes longer in Python than some layers take on a GPU. So a
+    To decide what comes, and to start the copies, can take Python longer than some layers take a GPU. So a
     thread does it while the next step runs: after `used` comes `begin_step`, the GPU starts, `work_beside`.
     The cache is the thread's until the next call of any method; what it changes is written into the tables at
     the next boundary. An expert leaves at one boundary, and the upload into its slot begins behind that.
@@ -67,6 +70,8 @@ class ExpertSlots:
         self._arrived: list[Upload] = []
         """Uploads that are not in the tables yet."""
         self._returning: list[tuple[Upload, Any]] = []
+        self._decision_s = 0.0
+        """How long the last decision took."""
         self._thread = ThreadPoolExecutor(1, "gguf-moe experts")
         self._work: Future[None] | None = None
         self.uploaded_bytes = 0
@@ -92,12 +97,18 @@ class ExpertSlots:
         """The share of the choices that the device held; 0 before the first step."""
         return self.hits / max(1, self.hits + self.misses)
 
-    def used(self, ids: np.ndarray) -> None:
-        """A step chose these experts, int32 [layers, n]. What follows is decided beside the next step."""
+    def used(self, ids: np.ndarray, step_s: float) -> None:
+        """A step of so many seconds chose these experts, int32 [layers, n].
+
+        What follows is decided at once or, if that takes long, beside the next step.
+        """
         n_missing = self.tables.n_missing(ids)
         self.hits += ids.size - n_missing
         self.misses += n_missing
         self._chosen = ids.tolist()
+        if self._decision_s < SMALL_SHARE * step_s:
+            self._finish()
+            self._decide()
 
     def begin_step(self) -> None:
         """At a step boundary: what the thread has decided, and what has arrived, is true from now on.
@@ -191,8 +202,13 @@ class ExpertSlots:
             self.cache.commit(upload)
             self._arrived.append(upload)
         if self._chosen:
-            chosen, self._chosen = self._chosen, []
-            self._decided = self.cache.used(chosen)
+            self._decide()
+
+    def _decide(self) -> None:
+        start = time.perf_counter()
+        chosen, self._chosen = self._chosen, []
+        self._decided += self.cache.used(chosen)
+        self._decision_s = time.perf_counter() - start
 
     def _finish(self) -> None:
         """Wait for the thread, and write what it has found into the tables. It can be called again."""

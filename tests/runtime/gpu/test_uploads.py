@@ -8,7 +8,7 @@ import pytest
 
 import gguf_moe
 from gguf_moe.errors import DeviceError
-from gguf_moe.runtime.gpu import device, placement, uploads
+from gguf_moe.runtime.gpu import device, placement, slots, uploads
 from gguf_moe.runtime.gpu.uploads import Copy, StagedUploads
 from gguf_moe_kernels.quants import GGMLType
 
@@ -37,7 +37,9 @@ def sources(device, model):
     return {source for source, _ in device.copied} & {a for layer in layers for a in layer.addresses}
 
 
-def test_experts_come_through_pinned_memory(load, emulated_gpu, assert_same_bits, caplog):
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_experts_come_through_pinned_memory(load, emulated_gpu, assert_same_bits, caplog, monkeypatch, share):
+    monkeypatch.setattr(slots, "SMALL_SHARE", share)
     with load() as model:
         expected = logits(model)
         assert sources(emulated_gpu, model)
@@ -54,14 +56,16 @@ def test_experts_come_through_pinned_memory(load, emulated_gpu, assert_same_bits
     assert not [name for name in threads if name.startswith(("gguf-moe uploads", "gguf-moe experts"))]
 
 
-def test_choices_count_as_hits_if_the_step_found_them_there(load):
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_choices_count_as_hits_if_the_step_found_them_there(load, monkeypatch, share):
+    monkeypatch.setattr(slots, "SMALL_SHARE", share)
     with load() as model:
         used, there = model.gpu.slots.used, []
 
-        def record(ids):
+        def record(ids, step_s):
             tables = model.gpu.slots.tables.addresses[:, 0]
             there.extend(tables[layer, expert] != 0 for layer, row in enumerate(ids) for expert in row)
-            used(ids)
+            used(ids, step_s)
 
         model.gpu.slots.used = record
         logits(model)
@@ -102,26 +106,26 @@ def test_a_gpu_that_is_lost_meanwhile(load, emulated_gpu, monkeypatch):
 
     with load() as model:
         monkeypatch.setattr(emulated_gpu, "event", fail)
-        slots = model.gpu.slots
-        slots.cache.resize([1] * 2)
-        slots.tables.addresses[:] = 0
-        slots.cache.resize([2] * 2)
+        room = model.gpu.slots
+        room.cache.resize([1] * 2)
+        room.tables.addresses[:] = 0
+        room.cache.resize([2] * 2)
         with pytest.raises(DeviceError, match="DevicesUnavailable"):
-            slots.fill()
+            room.fill()
 
 
 @pytest.mark.parametrize("registers", [True, False])
 def test_an_upload_that_never_arrives_is_given_up(load, emulated_gpu, monkeypatch, registers):
     emulated_gpu.registers = registers
     with load() as model:
-        slots = model.gpu.slots
-        slots.cache.resize([1] * 2)
-        slots.tables.addresses[:] = 0
-        slots.cache.resize([2] * 2)
+        room = model.gpu.slots
+        room.cache.resize([1] * 2)
+        room.tables.addresses[:] = 0
+        room.cache.resize([2] * 2)
         monkeypatch.setattr(device, "STEP_LIMIT_S", 0.2)
         monkeypatch.setattr(emulated_gpu, "is_done", lambda event: False)
         with pytest.raises(DeviceError, match="has not finished an upload within"):
-            slots.fill()
+            room.fill()
 
 
 def test_pinned_memory_that_never_gets_free_is_given_up(emulated_gpu, monkeypatch):
