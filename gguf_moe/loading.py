@@ -8,10 +8,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from gguf_moe.arch import find_arch
-from gguf_moe.arch.base import Arch
-from gguf_moe.arch.hparams import HParams, read_hparams
-from gguf_moe.arch.weights import Weights, load_weights
+from gguf_moe.arch.model import read_model
+from gguf_moe.arch.weights import Weights
 from gguf_moe.checkpoint import Checkpoint, open_checkpoint
 from gguf_moe.experts.heat import HeatOwner, load_heat
 from gguf_moe.graph.task import Kind
@@ -100,11 +98,9 @@ class Loaded:
     def _read(self, options: Options) -> Weights:
         """What the file says."""
         metadata = self.checkpoint.metadata
-        self.arch: Arch = find_arch(metadata)
-        self.hparams: HParams = read_hparams(metadata, self.arch)
+        self.arch, self.hparams, weights = read_model(self.checkpoint)
         self.tokenizer: Tokenizer = build_tokenizer(metadata, pre=options.pre_tokenizer)
         self.chat_template: ChatTemplate | None = find_chat_template(metadata, self.tokenizer)
-        weights = load_weights(self.checkpoint, self.arch, self.hparams)
         self.bytes_per_token = weights.bytes_per_token(self.hparams.n_expert_used)
         return weights
 

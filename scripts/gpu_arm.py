@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import synthetic_routing
 
 if TYPE_CHECKING:
-    from gguf_moe.runtime.context import Context
+    pass
+from gguf_moe.runtime.context import Context
 
 N_COLD, N_WARM_UP, N_PART, N_PARTS = 64, 192, 64, 4
 LIMIT_S, WARM_UP_LIMIT_S = 3.0, 12.0
@@ -45,9 +46,7 @@ class Config:
 
 def start(stack: ExitStack, file: Path, config: Config) -> Context:
     """A context on the GPU with room for as many experts as the config says, some expert in each slot."""
-    from gguf_moe.arch import find_arch
-    from gguf_moe.arch.hparams import read_hparams
-    from gguf_moe.arch.weights import load_weights
+    from gguf_moe.arch.model import read_model
     from gguf_moe.checkpoint import open_checkpoint
     from gguf_moe.experts.routing import Replay, Routing
     from gguf_moe.options import default_cache_dir
@@ -60,9 +59,7 @@ def start(stack: ExitStack, file: Path, config: Config) -> Context:
     from gguf_moe_kernels.cpu.library import KernelLibrary
 
     checkpoint = stack.enter_context(open_checkpoint(file))
-    arch = find_arch(checkpoint.metadata)
-    hparams = read_hparams(checkpoint.metadata, arch)
-    weights = load_weights(checkpoint, arch, hparams)
+    arch, hparams, weights = read_model(checkpoint)
     shape = synthetic_routing.SHAPES[config.model]
     n_steps = N_COLD + N_WARM_UP + N_PART * N_PARTS
     ids = synthetic_routing.trace(shape, config.n_layer, n_steps, 1, uniform=config.uniform)

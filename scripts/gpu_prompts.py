@@ -22,9 +22,7 @@ from statistics import median
 
 import numpy as np
 
-from gguf_moe.arch import find_arch
-from gguf_moe.arch.hparams import read_hparams
-from gguf_moe.arch.weights import load_weights
+from gguf_moe.arch.model import read_model
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.options import default_cache_dir
 from gguf_moe.runtime import machine, placement
@@ -39,9 +37,7 @@ PEER_LIMIT_S = 180
 def start(stack: ExitStack, file: Path, share: float, n_ctx: int, prompt_bytes: int) -> Context:
     """A context with room for this share of the experts; without prompt_bytes nothing is streamed."""
     checkpoint = stack.enter_context(open_checkpoint(file))
-    arch = find_arch(checkpoint.metadata)
-    hparams = read_hparams(checkpoint.metadata, arch)
-    weights = load_weights(checkpoint, arch, hparams)
+    arch, hparams, weights = read_model(checkpoint)
     library = stack.enter_context(closing(KernelLibrary(default_cache_dir())))
     kind = placement.kv_kind(None, hparams, weights)
     context = Context(arch, hparams, weights, n_ctx=n_ctx, n_batch=512, kv_kind=kind)

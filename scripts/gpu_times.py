@@ -21,9 +21,7 @@ from pathlib import Path
 import numpy as np
 from synthetic_routing import SHAPES, trace
 
-from gguf_moe.arch import find_arch
-from gguf_moe.arch.hparams import read_hparams
-from gguf_moe.arch.weights import load_weights
+from gguf_moe.arch.model import read_model
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.cli.workers import fill_cache
 from gguf_moe.experts.routing import Replay, Routing
@@ -48,9 +46,7 @@ class Timed:
 
     def __init__(self, path: Path, device: Device, share: float, routing: str | None, n_ctx: int):
         self._checkpoint = open_checkpoint(path)
-        arch = find_arch(self._checkpoint.metadata)
-        hp = read_hparams(self._checkpoint.metadata, arch)
-        weights = load_weights(self._checkpoint, arch, hp)
+        arch, hp, weights = read_model(self._checkpoint)
         replay = None
         if routing and share < 1:
             ids = trace(SHAPES[routing], hp.n_layer, 1024, seed=1)

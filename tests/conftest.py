@@ -16,9 +16,7 @@ from run_folder import run_folder
 from tiny_vocabularies import add_spm
 from weight_rows import set_scales
 
-from gguf_moe.arch import find_arch
-from gguf_moe.arch.hparams import read_hparams
-from gguf_moe.arch.weights import load_weights
+from gguf_moe.arch.model import read_model
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.graph.task import Kind
 from gguf_moe.runtime.context import Context
@@ -54,20 +52,15 @@ def library(kernel_cache):
     library.close()
 
 
-def _model_of(path):
-    checkpoint = open_checkpoint(path)
-    arch = find_arch(checkpoint.metadata)
-    hparams = read_hparams(checkpoint.metadata, arch)
-    return arch, hparams, load_weights(checkpoint, arch, hparams)
-
-
 @pytest.fixture(scope="session")
 def crew_context(library):
     """crew_context(path, n_threads, ...): a context manager; the context is closed at its end."""
 
     @contextlib.contextmanager
     def make(path, n_threads, n_batch=8, n_ctx=32, kv_kind=Kind.F16, **options):
-        context = Context(*_model_of(path), n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, **options)
+        context = Context(
+            *read_model(open_checkpoint(path)), n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, **options
+        )
         rows = context.rows(n_threads)
         library.prepare(kernels_of(rows))
         context.start(rows, library, n_threads)
@@ -80,7 +73,9 @@ def crew_context(library):
 @pytest.fixture(scope="session")
 def inline_context():
     def make(path, n_batch=8, n_ctx=32, kv_kind=Kind.F16, **options):
-        return InlineContext(*_model_of(path), n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, **options)
+        return InlineContext(
+            *read_model(open_checkpoint(path)), n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, **options
+        )
 
     return make
 

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 import gguf_moe
-from gguf_moe.arch import find_arch
-from gguf_moe.arch.hparams import read_hparams
-from gguf_moe.arch.weights import load_weights
+from gguf_moe.arch.model import read_model
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.evaluate import perplexity
 from gguf_moe.graph.task import Kind, Task
@@ -80,9 +78,7 @@ def test_the_router_uses_all_experts(model: Model) -> None:
             ids[task.name] = context.buffer(task.outputs["ids"].name)[: len(tokens)].copy()
 
     with open_checkpoint(PATH) as checkpoint:
-        arch = find_arch(checkpoint.metadata)
-        hparams = read_hparams(checkpoint.metadata, arch)
-        weights = load_weights(checkpoint, arch, hparams)
+        arch, hparams, weights = read_model(checkpoint)
         context = InlineContext(
             arch, hparams, weights, n_ctx=192, n_batch=192, kv_kind=Kind.F16, on_task=look
         )

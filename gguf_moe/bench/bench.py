@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from types import TracebackType
 
 import numpy as np
 
-from gguf_moe.arch import find_arch
-from gguf_moe.arch.hparams import read_hparams
-from gguf_moe.arch.weights import load_weights
+from gguf_moe.arch.model import read_model
 from gguf_moe.bench.rows import BenchTest, Row
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import OptionError
@@ -50,17 +48,18 @@ class Bench:
         check_options(options.vram, options.policy)
         self._options = options
         self._progress = progress or (lambda stage, done, total: None)
+        self._meter: BandwidthMeter | None = None
         self._checkpoint = open_checkpoint(path, mmap=options.mmap, progress=self._stage("reading"))
         self.path = self._checkpoint.path
-        self.arch = find_arch(self._checkpoint.metadata)
-        self.hparams = read_hparams(self._checkpoint.metadata, self.arch)
-        self._weights = load_weights(self._checkpoint, self.arch, self.hparams)
-        self._kv_kind = placement.kv_kind(options.kv_type, self.hparams, self._weights)
-        self._routing = self._load_routing(routing) if routing is not None else None
-        self._device = self._open_device()
-        self._has_gpu = self._device is not None
-        self._library = KernelLibrary(options.cache_dir)
-        self._meter: BandwidthMeter | None = None
+        with ExitStack() as opened:
+            opened.callback(self._checkpoint.close)
+            self.arch, self.hparams, self._weights = read_model(self._checkpoint)
+            self._kv_kind = placement.kv_kind(options.kv_type, self.hparams, self._weights)
+            self._routing = self._load_routing(routing) if routing is not None else None
+            self._device = self._open_device()
+            self._has_gpu = self._device is not None
+            self._library = KernelLibrary(options.cache_dir)
+            opened.pop_all()
         if options.mmap:
             placement.warm_page_cache(self._checkpoint, self._stage("reading"))
 

@@ -6,9 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_moe.arch import find_arch
-from gguf_moe.arch.hparams import HParams, read_hparams
-from gguf_moe.arch.weights import load_weights
+from gguf_moe.arch.hparams import HParams
+from gguf_moe.arch.model import read_model
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import OptionError
 from gguf_moe.experts.budget import default_context, parse_vram
@@ -124,9 +123,7 @@ def make_plan(
     memory = _memory(ram) if ram is not None else machine.available_memory()
     n_threads = options.threads or machine.default_threads()
     with open_checkpoint(path, mmap=options.mmap) as checkpoint:
-        arch = find_arch(checkpoint.metadata)
-        hparams = read_hparams(checkpoint.metadata, arch)
-        weights = load_weights(checkpoint, arch, hparams)
+        arch, hparams, weights = read_model(checkpoint)
         kind = placement.kv_kind(options.kv_type, hparams, weights)
         budget = _gpu_budget(options.vram)
         n_ctx = options.n_ctx or _context(hparams, placement.cache_bytes(hparams, 1, kind), budget)

@@ -1,4 +1,4 @@
-"""Tiny files of any architecture, with changes."""
+"""Tiny files of any architecture, with changes, and what is read from files."""
 
 import model_file
 import numpy as np
@@ -6,6 +6,23 @@ import pytest
 import tiny_models
 import tiny_table
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+
+from gguf_moe.arch.model import read_model
+from gguf_moe.checkpoint import open_checkpoint
+
+
+@pytest.fixture
+def loaded():
+    """loaded(path): the architecture, the numbers and the tensors of a file."""
+    opened = []
+
+    def load(path):
+        opened.append(open_checkpoint(path))
+        return read_model(opened[-1])
+
+    yield load
+    for checkpoint in opened:
+        checkpoint.close()
 
 
 @pytest.fixture

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
-from gguf_moe.arch import ARCHS, find_arch
-from gguf_moe.arch.hparams import read_hparams
+from gguf_moe.arch import ARCHS
 from gguf_moe.arch.rope import rope_tables
-from gguf_moe.arch.weights import load_weights
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import GGUFError, UnsupportedModelError
 from gguf_moe.graph.task import Kind
@@ -17,22 +15,6 @@ from gguf_moe.runtime.placement import cache_bytes
 from gguf_moe_kernels.gating import Gating
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def loaded():
-    """loaded(path): the architecture, the numbers and the tensors of a file."""
-    opened = []
-
-    def load(path):
-        opened.append(open_checkpoint(path))
-        arch = find_arch(opened[-1].metadata)
-        hparams = read_hparams(opened[-1].metadata, arch)
-        return arch, hparams, load_weights(opened[-1], arch, hparams)
-
-    yield load
-    for checkpoint in opened:
-        checkpoint.close()
 
 
 @pytest.mark.parametrize("name", sorted(ARCHS))

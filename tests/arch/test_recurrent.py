@@ -6,8 +6,8 @@ from gguf import GGUFReader
 
 from gguf_moe.arch import find_arch
 from gguf_moe.arch.hparams import read_hparams
+from gguf_moe.arch.model import read_model
 from gguf_moe.arch.rope import rope_tables
-from gguf_moe.arch.weights import load_weights
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import GGUFError
 from gguf_moe.graph.task import Kind
@@ -18,9 +18,7 @@ TOKENS = [3, 141, 59, 26, 5, 35, 89, 79, 32]
 def read(path):
     """The architecture, the numbers and the names of the tensors of each block."""
     with open_checkpoint(path) as checkpoint:
-        arch = find_arch(checkpoint.metadata)
-        hparams = read_hparams(checkpoint.metadata, arch)
-        weights = load_weights(checkpoint, arch, hparams)
+        arch, hparams, weights = read_model(checkpoint)
         return arch, hparams, weights
 
 

@@ -8,9 +8,7 @@ import pytest
 LOAD = """if True:
     import os, pathlib, signal, sys, threading, time
     import numpy as np
-    from gguf_moe.arch import find_arch
-    from gguf_moe.arch.hparams import read_hparams
-    from gguf_moe.arch.weights import load_weights
+    from gguf_moe.arch.model import read_model
     from gguf_moe.checkpoint import open_checkpoint
     from gguf_moe.errors import BusyError
     from gguf_moe.graph.task import Kind
@@ -19,9 +17,7 @@ LOAD = """if True:
     from gguf_moe_kernels.cpu.library import KernelLibrary
 
     checkpoint = open_checkpoint(sys.argv[1])
-    arch = find_arch(checkpoint.metadata)
-    hparams = read_hparams(checkpoint.metadata, arch)
-    weights = load_weights(checkpoint, arch, hparams)
+    arch, hparams, weights = read_model(checkpoint)
     library = KernelLibrary(pathlib.Path(sys.argv[2]))
 
     def start(n_batch, n_threads=2):

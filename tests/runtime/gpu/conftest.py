@@ -7,9 +7,7 @@ import emulated_device
 import pytest
 from run_folder import run_folder
 
-from gguf_moe.arch import find_arch
-from gguf_moe.arch.hparams import read_hparams
-from gguf_moe.arch.weights import load_weights
+from gguf_moe.arch.model import read_model
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import DeviceError
 from gguf_moe.graph.task import Kind
@@ -64,9 +62,7 @@ def hybrid_context(library, make_device):
         rates=None,
     ):
         checkpoint = open_checkpoint(path)
-        arch = find_arch(checkpoint.metadata)
-        hparams = read_hparams(checkpoint.metadata, arch)
-        weights = load_weights(checkpoint, arch, hparams)
+        arch, hparams, weights = read_model(checkpoint)
         context = Context(
             arch, hparams, weights, n_ctx=n_ctx, n_batch=n_batch, kv_kind=kv_kind, replay=replay
         )

@@ -4,9 +4,7 @@ import logging
 
 import pytest
 
-from gguf_moe.arch import find_arch
-from gguf_moe.arch.hparams import read_hparams
-from gguf_moe.arch.weights import load_weights
+from gguf_moe.arch.model import read_model
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import UnsupportedModelError
 from gguf_moe.graph.task import Kind, Op
@@ -17,9 +15,7 @@ from gguf_moe_kernels.quants import GGMLType
 @pytest.fixture
 def model(tiny_gguf, tmp_path):
     with open_checkpoint(tiny_gguf(tmp_path / "model.gguf", qtypes=[GGMLType.Q4_K])) as checkpoint:
-        arch = find_arch(checkpoint.metadata)
-        hparams = read_hparams(checkpoint.metadata, arch)
-        yield arch, hparams, load_weights(checkpoint, arch, hparams)
+        yield read_model(checkpoint)
 
 
 def test_a_model_with_an_operation_that_the_gpu_lacks_runs_on_the_cpu(model, monkeypatch, caplog):

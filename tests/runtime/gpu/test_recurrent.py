@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from gguf_moe.arch import find_arch
-from gguf_moe.arch.hparams import read_hparams
-from gguf_moe.arch.weights import load_weights
+from gguf_moe.arch.model import read_model
 from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import UnsupportedModelError
 from gguf_moe.graph.task import Kind
@@ -59,9 +57,7 @@ def test_it_computes_what_the_cpu_computes(hybrid_context, crew_context, model_f
 def test_heads_that_are_too_wide_are_left_to_the_cpu(recurrent_file, monkeypatch):
     monkeypatch.setattr(ops, "WIDEST_DELTA_NET_HEAD", 8)
     with open_checkpoint(recurrent_file) as checkpoint:
-        arch = find_arch(checkpoint.metadata)
-        hparams = read_hparams(checkpoint.metadata, arch)
-        weights = load_weights(checkpoint, arch, hparams)
+        arch, hparams, weights = read_model(checkpoint)
         assert open_device("auto", arch, hparams, weights, Kind.F16, None) is None
         with pytest.raises(UnsupportedModelError, match=r"up to 8 .* heads of 16; use --device cpu"):
             open_device("cuda:0", arch, hparams, weights, Kind.F16, None)
