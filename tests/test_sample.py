@@ -5,6 +5,7 @@ import pytest
 
 from gguf_moe.errors import NumericError, OptionError
 from gguf_moe.sample import Sampler, Sampling, find_breakers
+from gguf_moe.sample.candidates import Candidates
 from gguf_moe.sample.dry import dry_penalties
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.3, 0.2, 0.05], np.float32))
@@ -23,6 +24,27 @@ def test_greedy_takes_the_most_likely():
 def test_everything_off_samples_the_distribution():
     counts = np.bincount(chosen(8000), minlength=5) / 8000
     np.testing.assert_allclose(counts, np.exp(LOGITS), atol=0.02)
+
+
+@pytest.mark.parametrize("spread", [0.5, 6.0])
+@pytest.mark.parametrize("possible", [1.0, 0.0005])
+def test_top_k_and_top_p_of_a_large_vocabulary(rng, spread, possible):
+    """Equal logits among them; with few possible tokens as under a grammar."""
+    logits = np.round(rng.normal(0, spread, 20_000) * 8).astype(np.float32) / 8
+    logits[rng.random(20_000) > possible] = -np.inf
+    order = np.argsort(-logits, kind="stable")
+    finite = order[np.isfinite(logits[order])]
+    kept = Candidates(logits)
+    kept.top_k(40)
+    assert kept.ids.tolist() == finite[:40].tolist()
+    kept = Candidates(logits)
+    kept.top_p(0.9)
+    probabilities = np.exp(logits[finite].astype(np.float64) - logits.max())
+    reached = np.cumsum(probabilities) / probabilities.sum()
+    n = len(kept.ids)
+    assert kept.ids.tolist() == finite[:n].tolist()
+    assert reached[n - 1] >= 0.9 - 1e-9
+    assert n == 1 or reached[n - 2] < 0.9 + 1e-9
 
 
 def test_top_k_keeps_k():

@@ -6,8 +6,14 @@ What each step means is defined by llama.cpp (src/llama-sampler.cpp).
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
+
+GROUP = 128
+"""So many tokens, of which only the likeliest is looked at when few are to be kept of a large vocabulary."""
+LIKELY = (8.0, 16.0)
+"""How far below the largest logit tokens are looked at first, when a share of all probability is wanted."""
 
 
 class Candidates:
@@ -17,7 +23,7 @@ class Candidates:
     """
 
     def __init__(self, logits: np.ndarray):
-        self.ids = np.arange(len(logits))
+        self.ids = _all_ids(len(logits))
         self.logits = logits.copy()
         self._n_vocab = len(logits)
         self._sorted = False
@@ -54,15 +60,24 @@ class Candidates:
     def top_k(self, k: int) -> None:
         """Keep the k largest logits; all for 0."""
         if 0 < k < len(self.ids) and not self._sorted:
-            self._keep(np.argpartition(self.logits, -k)[-k:])
+            least = _reached_by(self.logits, k)
+            # Where fewer than k are possible at all, as with a grammar, the others need no order.
+            self._keep(np.flatnonzero(self.logits >= least if least > -np.inf else self.logits > least))
         self._sort()
         if k:
             self._keep(slice(k))
 
     def top_p(self, p: float) -> None:
         """Keep as many of the falling probabilities as it takes to reach p."""
-        self._sort()
-        n = int(np.searchsorted(np.cumsum(self.probabilities()), p)) + 1
+        probabilities = self.probabilities()
+        for distance in () if self._sorted else LIKELY:
+            likely = np.flatnonzero(self.logits >= self.logits.max() - np.float32(distance))
+            if probabilities[likely].sum() > p:
+                self._keep(likely)
+                probabilities = probabilities[likely]
+                break
+        order = self._sort()
+        n = int(np.searchsorted(np.cumsum(probabilities[order]), p)) + 1
         self._keep(slice(n))
 
     def min_p(self, p: float) -> None:
@@ -106,10 +121,30 @@ class Candidates:
         at, which = np.nonzero(self.ids[:, None] == ids[None, :])
         return at, which
 
-    def _sort(self) -> None:
-        if not self._sorted:
-            self._keep(np.argsort(-self.logits, kind="stable"))
-            self._sorted = True
+    def _sort(self) -> np.ndarray | slice:
+        """Largest logit first, of equal ones the lowest id; in which order the tokens were taken for it."""
+        if self._sorted:
+            return slice(None)
+        order = np.argsort(-self.logits, kind="stable")
+        self._keep(order)
+        self._sorted = True
+        return order
 
     def _keep(self, index: np.ndarray | slice) -> None:
         self.ids, self.logits = self.ids[index], self.logits[index]
+
+
+@lru_cache(4)
+def _all_ids(n: int) -> np.ndarray:
+    """All tokens' ids, int64 [n]; nobody may write to them."""
+    ids = np.arange(n)
+    ids.flags.writeable = False
+    return ids
+
+
+def _reached_by(logits: np.ndarray, k: int) -> np.float32:
+    """A number that at least k logits reach, and few more: the k-th largest, or that of groups' largest."""
+    n_groups = len(logits) // GROUP
+    if n_groups > 4 * k:
+        logits = logits[: GROUP * n_groups].reshape(GROUP, n_groups).max(axis=0)
+    return np.partition(logits, -k)[-k]

@@ -40,13 +40,14 @@ class Sampler:
 
         Raises NumericError if the logits are not finite, OptionError if the bias forbids all tokens.
         """
-        if not math.isfinite(float(logits.max())):
+        likeliest = int(logits.argmax())
+        if not math.isfinite(logits[likeliest]):
             raise NumericError(
                 "the model's output is not a number; the file is damaged, or its weights overflow: "
                 "check the file's checksum, or try another quantization."
             )
         if self._greedy and not self._steps and not len(self._bias[0]):
-            return int(logits.argmax())
+            return likeliest
         candidates = Candidates(logits)
         if len(self._bias[0]):
             candidates.add(*self._bias)
