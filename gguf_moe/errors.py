@@ -42,6 +42,12 @@ class QueueFullError(GGUFMoeError):
 class NumericError(GGUFMoeError):
     """The model produced a value that is not a number."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's output is not a number; the file is damaged, or its weights overflow: "
+            "check the file's checksum, or try another quantization."
+        )
+
 
 class ConstraintError(GGUFMoeError):
     """No token fits the schema or grammar, or following it takes too much work."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gguf_moe.errors import OptionError
+from gguf_moe.errors import NumericError, OptionError
 from gguf_moe.model import Model
 
 
@@ -28,7 +28,8 @@ def perplexity(
     """The perplexity of a text in chunks of n_ctx tokens that do not overlap.
 
     A chunk's first token is replaced by BOS if the file adds one, and only its second half is scored.
-    progress(chunks done, chunks in total, perplexity so far). Raises OptionError if the text is too short.
+    progress(chunks done, chunks in total, perplexity so far). Raises OptionError if the text is too short,
+    NumericError if a probability is not a number.
     """
     tokens = model.tokenize(text)
     n_chunks = len(tokens) // n_ctx
@@ -48,6 +49,8 @@ def perplexity(
         half = n_ctx // 2
         logits = model.logits(inputs)[half : n_ctx - 1]
         losses.append(_losses(logits, np.array(chunk[half + 1 :])))
+        if np.isnan(losses[-1]).any():
+            raise NumericError
         if progress:
             progress(i + 1, n_chunks, math.exp(float(np.concatenate(losses).mean())))
     scored = np.concatenate(losses)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gguf_moe.errors import QueueFullError
+from gguf_moe.errors import OptionError, QueueFullError
 from gguf_moe.generate import Continuation, Piece, common_prefix
 from gguf_moe.runtime.context import Context
 from gguf_moe.runtime.sequence import CachedSequence, Part
@@ -80,7 +80,15 @@ class Scheduler:
         return len(self._waiting)
 
     def submit(self, *jobs: Job) -> None:
-        """Queue jobs, all or none. Raises QueueFullError if more would wait than may."""
+        """Queue jobs, all or none.
+
+        Raises QueueFullError if more would wait than may, OptionError if they never could.
+        """
+        most = len(self._context.sequences) + self._n_waiting
+        if len(jobs) > most:
+            raise OptionError(
+                f"{len(jobs)} answers are asked for at once, but at most {most} can be taken; ask for fewer."
+            )
         with self._lock:
             n_free = len(self._context.sequences) - len(self._active)
             if len(self._waiting) + len(jobs) > n_free + self._n_waiting:

@@ -19,6 +19,7 @@ import numpy as np
 
 from gguf_moe.checkpoint import Checkpoint
 from gguf_moe.errors import ContextFullError, GGUFMoeError
+from gguf_moe.files import written_whole
 from gguf_moe.runtime.context import Context
 
 MAGIC = b"gguf-moe session"
@@ -52,22 +53,18 @@ def save_session(path: str | os.PathLike[str], context: Context, checkpoint: Che
     sizes = {part.name: part.nbytes for part in context.state.parts(len(tokens))}
     header = {"version": 1, "model": _owner(context, checkpoint), "n_tokens": len(tokens), "buffers": sizes}
     text = json.dumps(header).encode()
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with unfinished.open("wb") as file:
+        with written_whole(path) as file:
             checked = _Summed(file)
             checked.write(MAGIC + _LENGTH.pack(len(text)) + text)
             checked.write(np.asarray(tokens, "<i4").tobytes())
             for part in context.state.parts(len(tokens)):
                 checked.write(context.state.read(part).tobytes())
             file.write(checked.digest())
-        unfinished.replace(path)
     except OSError as e:
         raise GGUFMoeError(
             f"{path}: the session cannot be saved ({e.strerror}); choose another place."
         ) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
     return len(tokens)
 
 
@@ -118,13 +115,16 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
         raise _damaged(path)
     try:
         content: dict[str, Any] = json.loads(file.read(length))
+        if (version := content.get("version")) != 1:
+            raise GGUFMoeError(
+                f"{path}: the session is of version {str(version)[:20]}, not 1; "
+                "compute the prompt again and save it anew."
+            )
         header = _Header(content["model"], content["n_tokens"], content["buffers"], len(begin) + length)
         numbers = [header.n_tokens, *header.buffers.values()]
         sound = all(isinstance(n, int) and n >= 0 for n in numbers)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(path) from None
-    if content.get("version") != 1:
-        raise GGUFMoeError(f"{path}: the session is of version {str(content.get('version'))[:20]}, not 1.")
     if not sound or header.nbytes != os.fstat(file.fileno()).st_size:
         raise _damaged(path)
     return header

@@ -27,6 +27,7 @@ from gguf_moe.cli.summary import about, summary
 from gguf_moe.cli.terminal import Screen
 from gguf_moe.cli.usage import slots_line, usage_line
 from gguf_moe.errors import GGUFMoeError, OptionError
+from gguf_moe.files import written_whole
 
 if TYPE_CHECKING:
     from gguf_moe.chat import Conversation, Turn
@@ -165,7 +166,8 @@ class Dialogue:
         messages = self._conversation.messages
         text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1)
         try:
-            _path(name, "/save").write_text(text + "\n", encoding="utf-8")
+            with written_whole(_path(name, "/save")) as file:
+                file.write(f"{text}\n".encode())
         except OSError as e:
             raise OptionError(f"{name} cannot be written ({e.strerror}); choose another place.") from e
         _note(f"[{len(messages)} messages kept in {name}]")

@@ -20,6 +20,7 @@ from gguf_moe.cli.common import (
     runtime_options,
 )
 from gguf_moe.errors import GGUFMoeError
+from gguf_moe.files import written_whole
 
 
 @click.command(short_help="Perplexity of a text by llama.cpp's method.")
@@ -73,7 +74,7 @@ def logits(path: str, prompt: str, out: Path, runtime: dict[str, Any]) -> None:
         values = model.logits(model.tokenize(text), progress)
     progress.clear()
     try:
-        with out.open("wb") as file:
+        with written_whole(out) as file:
             np.save(file, values)
     except OSError as e:
         raise GGUFMoeError(f"{out} cannot be written ({e.strerror or e}); is there room for it?") from e

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 from gguf_moe.errors import GGUFMoeError
 from gguf_moe.experts.policies import Heat
+from gguf_moe.files import written_whole
 
 FORMAT = "gguf-moe heat 1"
 MAX_BYTES = 64 << 20
@@ -30,19 +31,16 @@ class HeatOwner:
 
 def save_heat(path: str | os.PathLike[str], heat: Heat, owner: HeatOwner) -> None:
     """Write the file, whole or not at all. Raises GGUFMoeError if that fails."""
-    path = Path(path)
     content = {
         "format": FORMAT,
         "architecture": owner.architecture,
         "name": owner.name,
         "heat": [[round(value, 4) for value in layer] for layer in heat],
     }
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
-        unfinished.replace(path)
+        with written_whole(path) as file:
+            file.write(json.dumps(content).encode())
     except OSError as e:
-        unfinished.unlink(missing_ok=True)
         raise GGUFMoeError(
             f"{path}: the heat cannot be saved ({e.strerror}); choose another place."
         ) from None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gguf_moe.errors import GGUFMoeError, OptionError
+from gguf_moe.files import written_whole
 
 FORMAT = "gguf-moe routing 1"
 MAX_BYTES = 1 << 30
@@ -86,10 +87,12 @@ def save_routing(path: str | os.PathLike[str], routing: Routing) -> None:
     about = json.dumps({"format": FORMAT, "n_expert": routing.n_expert, "about": routing.about})
     dtype = np.uint8 if routing.n_expert <= 256 else np.uint16
     try:
-        with Path(path).open("wb") as file:
+        with written_whole(path) as file:
             np.savez_compressed(file, ids=routing.ids.astype(dtype), metadata=np.array(about))
     except OSError as e:
-        raise GGUFMoeError(f"{path}: the routing cannot be saved ({e.strerror}).") from None
+        raise GGUFMoeError(
+            f"{path}: the routing cannot be saved ({e.strerror}); choose another place."
+        ) from None
 
 
 def load_routing(path: str | os.PathLike[str]) -> Routing:

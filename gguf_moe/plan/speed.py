@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from gguf_moe.arch.base import Arch
 from gguf_moe.arch.hparams import HParams
 from gguf_moe.arch.weights import Weights
+from gguf_moe.files import written_whole
 from gguf_moe.graph.task import Kind
 from gguf_moe.runtime.bandwidth import KERNEL, BandwidthMeter
 from gguf_moe.runtime.context import Context
@@ -128,11 +128,10 @@ def keep_speed(cache_dir: Path | None, path: Path, n_threads: int, kv_kind: Kind
     kept = _read(cache_dir)
     kept.pop(_key(path, n_threads, kv_kind), None)
     kept = dict(list(kept.items())[1 - MOST_KEPT :]) | {_key(path, n_threads, kv_kind): asdict(speed)}
-    unfinished = cache_dir / f"{FILE}.{os.getpid()}.tmp"
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        unfinished.replace(cache_dir / FILE)
+        with written_whole(cache_dir / FILE) as file:
+            file.write(json.dumps(kept, indent=1).encode())
     except OSError as e:
         logger.warning(
             "cannot keep the measurement in %s (%s), so that the next plan measures again; choose another "

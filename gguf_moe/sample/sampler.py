@@ -42,10 +42,7 @@ class Sampler:
         """
         likeliest = int(logits.argmax())
         if not math.isfinite(logits[likeliest]):
-            raise NumericError(
-                "the model's output is not a number; the file is damaged, or its weights overflow: "
-                "check the file's checksum, or try another quantization."
-            )
+            raise NumericError
         if self._greedy and not self._steps and not len(self._bias[0]):
             return likeliest
         candidates = Candidates(logits)

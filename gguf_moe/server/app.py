@@ -197,7 +197,8 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 async def _on_error(request: Request, error: Exception) -> Response:
     status, message, param = describe(error)
     if status == 500:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        unexpected = None if isinstance(error, GGUFMoeError) else error
+        logger.error("%s %s failed: %s", request.method, request.url.path, error, exc_info=unexpected)
     return error_response(status, message, param)
 
 

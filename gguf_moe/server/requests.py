@@ -137,16 +137,28 @@ def _sampling(body: Mapping[str, Any]) -> Sampling:
                 raise RequestError(400, f"{known.name} must be a list of texts.", known.name)
             values[known.name] = tuple(value)
         else:
-            kinds = (int, float) if isinstance(known.default, float) else int
-            values[known.name] = _get(body, known.name, kinds, None)
+            read = _float if isinstance(known.default, float) else _int
+            values[known.name] = read(body, known.name)
     return Sampling(**values)
 
 
 def _logit_bias(value: Any) -> dict[int, float]:
     try:
         return {int(token): float(bias) for token, bias in value.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise RequestError(400, "logit_bias must map token ids to numbers.", "logit_bias") from None
+
+
+def _int(body: Mapping[str, Any], name: str) -> int:
+    value: int = _get(body, name, int, None)
+    return value
+
+
+def _float(body: Mapping[str, Any], name: str) -> float:
+    try:
+        return float(_get(body, name, (int, float), None))
+    except OverflowError:
+        raise RequestError(400, f"{name} is too large a number.", name) from None
 
 
 def _get(body: Mapping[str, Any], name: str, kinds: Any, default: Any) -> Any:

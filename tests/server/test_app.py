@@ -54,6 +54,9 @@ def test_tokens_there_and_back(http):
         ('{"prompt": [999999]}', "999999 is not a token id"),
         ('{"prompt": "' + "[" * 10 + '", "seed": -1}', "seed is -1"),
         ("[" * 100_000, "is not JSON"),
+        ('{"prompt": "A", "temperature": 1' + "0" * 400 + "}", "temperature is too large"),
+        ('{"prompt": "A", "logit_bias": {"1": 1' + "0" * 400 + "}}", "logit_bias must map token ids"),
+        ('{"prompt": ["A", "B"], "n": 16}', "32 answers are asked for at once, but at most 20"),
     ],
 )
 def test_a_wrong_body_is_refused_in_a_sentence(http, body, message):
@@ -101,8 +104,10 @@ def test_experts_are_shown(http):
 def test_a_full_queue_and_a_time_limit(start_server):
     url, worker = start_server(n_waiting=0, limit_s=0.05)
     long = PROMPT | {"max_tokens": 200, "n": 4}
-    reply = httpx.post(f"{url}/v1/completions", json=long | {"n": 5}, timeout=60)
+    with httpx.stream("POST", f"{url}/v1/completions", json=long | {"stream": True}, timeout=60):
+        reply = httpx.post(f"{url}/v1/completions", json=PROMPT, timeout=60)
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "1")
+    assert wait_until(lambda: worker.scheduler.n_active == 0)
     reply = httpx.post(f"{url}/v1/completions", json=long, timeout=60)
     assert reply.status_code == 504
     assert "longer than 0.05 s" in reply.json()["error"]["message"]
