@@ -101,13 +101,18 @@ def test_experts_are_shown(http):
     assert (experts["on_gpu"], experts["hit_rate"]) == (None, None)
 
 
-def test_a_full_queue_and_a_time_limit(start_server):
-    url, worker = start_server(n_waiting=0, limit_s=0.05)
-    long = PROMPT | {"max_tokens": 200, "n": 4}
-    with httpx.stream("POST", f"{url}/v1/completions", json=long | {"stream": True}, timeout=60):
+def test_a_full_queue(start_server):
+    url, worker = start_server(n_waiting=0)
+    long = PROMPT | {"max_tokens": 400, "n": 4, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=long, timeout=60):
         reply = httpx.post(f"{url}/v1/completions", json=PROMPT, timeout=60)
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "1")
     assert wait_until(lambda: worker.scheduler.n_active == 0)
+
+
+def test_a_time_limit(start_server):
+    url, worker = start_server(limit_s=0.05)
+    long = PROMPT | {"max_tokens": 200, "n": 4}
     reply = httpx.post(f"{url}/v1/completions", json=long, timeout=60)
     assert reply.status_code == 504
     assert "longer than 0.05 s" in reply.json()["error"]["message"]
