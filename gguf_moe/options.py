@@ -34,7 +34,7 @@ class Options:
     kv_type: one of KV_TYPES; None takes f32 if the file's matrices are F32, else f16.
     mmap: use the file where it lies; False reads it into memory.
     pre_tokenizer: overrides tokenizer.ggml.pre.
-    cache_dir: where compiled kernels are kept; None keeps them in memory only.
+    cache_dir: where compiled kernels are kept, a Path or a text; None keeps them in memory only.
     n_batch: longest chunk of a prompt in one step.
     parallel: conversations that `Model.scheduler` computes at once, each with a KV cache of n_ctx positions.
     """
@@ -53,6 +53,10 @@ class Options:
     parallel: int = 1
 
     def __post_init__(self) -> None:
+        if self.cache_dir == "":
+            raise OptionError("cache_dir is empty; give a directory, or None to keep kernels in memory only.")
+        if self.cache_dir is not None:
+            object.__setattr__(self, "cache_dir", Path(self.cache_dir))
         _check_count("n_ctx", self.n_ctx, 1 << 30)
         _check_count("threads", self.threads, 1024)
         _check_count("n_batch", self.n_batch, 1 << 16)

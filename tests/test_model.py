@@ -69,7 +69,7 @@ def test_a_stop_string_ends_the_text_before_it(model):
 
 
 def test_a_full_context_ends_with_length(kernel_cache):
-    with gguf_moe.load(FIXTURE, n_ctx=32, threads=1, cache_dir=kernel_cache) as model:
+    with gguf_moe.load(FIXTURE, n_ctx=32, threads=1, cache_dir=str(kernel_cache)) as model:
         generation = model.generate(PROMPT, temperature=0)
         n_prompt = len(generation.result.prompt_token_ids)
         list(generation)
@@ -111,6 +111,7 @@ def test_wrong_arguments_are_named(model, call, message):
         ({"n_ctx": -1}, "n_ctx is -1"),
         ({"device": "gpu"}, "device is 'gpu'"),
         ({"kv_type": "q4_0"}, "kv_type is 'q4_0'"),
+        ({"cache_dir": ""}, "cache_dir is empty"),
     ],
 )
 def test_wrong_load_options_are_named(options, message):
