@@ -7,33 +7,17 @@ import openai
 import pytest
 
 import gguf_moe
-from gguf_moe.prompts import Prompts
 from gguf_moe.server.app import Settings
-from gguf_moe.text.chat_template import ChatTemplate
-from tests.server.conftest import FIXTURE, serve
+from tests.server.conftest import serve
+from tests.shared.tools import FIXTURE, TOOLS, with_tools
 
-TEMPLATE = """
-{%- for tool in tools or [] %}<tools>{{ tool | tojson }}</tools>{% endfor %}
-{%- for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>
-{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|im_end|>
-{% endfor %}<|im_start|>assistant
-"""
-LEVEL = {"type": "object", "properties": {"level": {"type": "integer", "maximum": 99, "minimum": 0}}}
-TOOLS = [
-    {"type": "function", "function": {"name": "lamp", "parameters": {**LEVEL, "required": ["level"]}}},
-    {"type": "function", "function": {"name": "bell", "parameters": {"type": "object", "properties": {}}}},
-]
 BELL = {"type": "function", "function": {"name": "bell"}}
 
 
 @pytest.fixture(scope="module")
 def model(kernel_cache):
     with gguf_moe.load(FIXTURE, threads=2, parallel=2, cache_dir=kernel_cache) as model:
-        template = ChatTemplate(TEMPLATE, bos_token="", eos_token="")
-        model.prompts = Prompts(model.path, model.tokenizer, template)
-        yield model
+        yield with_tools(model)
 
 
 @pytest.fixture(scope="module")
