@@ -17,11 +17,11 @@ from gguf_moe_kernels.cpu.vector import load_i8x64, zero_i32x16
 
 @dataclass(frozen=True)
 class Products:
-    """How one token meets a type's large blocks.
+    """How one token meets a type's large blocks, two at a time.
 
-    First begin(w, scratch), which puts what the block's parts share into `scratch_size` bytes of memory;
-    then products(w, k, x, scratch): i32x16 of sums of 4 products, each less than 2^15 unless the layout's
-    weights are signed, of the weights 64k .. 64k + 63 with the 64 int8 at x.
+    First begin(w, v, scratch), which gives for each of the two blocks what its parts share; it may use
+    `scratch_size` bytes of memory. Then products(shared, k, x): i32x16 of sums of 4 products, each less than
+    2^15 unless the layout's weights are signed, of the weights 64k .. 64k + 63 with the 64 int8 at x.
     """
 
     layout: Layout
@@ -36,12 +36,12 @@ def products_of_quants(quants: Callable[..., Any], layout: Layout) -> Products:
     prepared, dot = layout.prepare(quants), layout.dot
 
     @njit
-    def products(w, k, x, scratch):
+    def products(w, k, x):
         return dot(zero_i32x16(), prepared(w, k), load_i8x64(x, 0))
 
     @njit
-    def begin(w, scratch):
-        pass
+    def begin(w, v, scratch):
+        return w, v
 
     return Products(layout, products, begin)
 
@@ -55,24 +55,22 @@ def make_two_blocks(meeting: Products) -> Callable[..., Any]:
     """
     products, begin, needs_scratch = meeting.products, meeting.begin, meeting.scratch_size > 0
     scaled, scales_of_two = make_scaled(meeting.layout), make_scales_of_two(meeting.layout)
-    stack_scratch, stack_other = make_stack(meeting.scratch_size), make_stack(meeting.scratch_size)
+    stack_scratch = make_stack(meeting.scratch_size)
 
     @njit
     def two_blocks(w, v, header, lane, x, y):
-        s, t = 0, 0
+        scratch = opaque(stack_scratch()) if needs_scratch else 0
+        first, second = begin(w, v, scratch)
         if needs_scratch:
-            s, t = opaque(stack_scratch()), opaque(stack_other())
-            begin(w, s)
-            begin(v, t)
             keep_order()  # so that what was put there is loaded, not taken out of registers
         total = zero_i32x16()
-        a, b = products(w, 0, x, s), products(v, 0, y, t)
+        a, b = products(first, 0, x), products(second, 0, y)
         total = scaled(total, a, b, scales_of_two(header, lane, 0))
-        a, b = products(w, 1, x + 64, s), products(v, 1, y + 64, t)
+        a, b = products(first, 1, x + 64), products(second, 1, y + 64)
         total = scaled(total, a, b, scales_of_two(header, lane, 1))
-        a, b = products(w, 2, x + 128, s), products(v, 2, y + 128, t)
+        a, b = products(first, 2, x + 128), products(second, 2, y + 128)
         total = scaled(total, a, b, scales_of_two(header, lane, 2))
-        a, b = products(w, 3, x + 192, s), products(v, 3, y + 192, t)
+        a, b = products(first, 3, x + 192), products(second, 3, y + 192)
         return scaled(total, a, b, scales_of_two(header, lane, 3))
 
     return two_blocks

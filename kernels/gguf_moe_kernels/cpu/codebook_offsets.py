@@ -197,33 +197,49 @@ def with_even_signs(v):
 def make_signed_products(
     layout: Layout,
     entries_at: Callable[..., Any],
-    begin: Callable[..., Any],
+    prepare: Callable[..., Any],
     n_entries: int = 8,
     signs: int | None = None,
 ) -> Products:
-    """Products with entries whose offsets `begin` puts into scratch, n_entries for 64 weights.
+    """Products with entries whose offsets prepare(w, scratch) puts into scratch, n_entries for 64 weights.
 
     Their signs, a bit each, stand in scratch, or `signs` bytes behind the block's beginning.
     """
     n_bytes = 2 * n_entries
 
     @njit
-    def products(w, k, x, scratch):
+    def products(places, k, x):
+        w, scratch = places
         bits = load_i64(scratch, SIGNS + 8 * k) if signs is None else load_i64(w, signs + 8 * k)
         signed_x = negative_where(load_i8x64(x, 0), bits)
         return dot_unsigned(zero_i32x16(), entries_at(scratch + n_bytes * k), signed_x)
 
-    return Products(replace(layout, is_signed=False, offset=0), products, begin, SCRATCH_SIZE)
+    unsigned = replace(layout, is_signed=False, offset=0)
+    return Products(unsigned, products, _make_begin(prepare), 2 * SCRATCH_SIZE)
 
 
 def make_shifted_products(
-    layout: Layout, entries_at: Callable[..., Any], begin: Callable[..., Any]
+    layout: Layout, entries_at: Callable[..., Any], prepare: Callable[..., Any]
 ) -> Products:
     """Likewise, with a byte for each entry in the place of signs, which is added to its weights."""
 
     @njit
-    def products(w, k, x, scratch):
+    def products(places, k, x):
+        _, scratch = places
         q = entries_at(scratch + 16 * k) + by_eights(load_i64(scratch, SIGNS + 8 * k))
         return dot_unsigned(zero_i32x16(), q, load_i8x64(x, 0))
 
-    return Products(layout, products, begin, SCRATCH_SIZE)
+    return Products(layout, products, _make_begin(prepare), 2 * SCRATCH_SIZE)
+
+
+def _make_begin(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    """Products.begin: of each block its address, and that of its scratch after prepare(w, scratch)."""
+
+    @njit
+    def begin(w, v, scratch):
+        other = scratch + SCRATCH_SIZE
+        prepare(w, scratch)
+        prepare(v, other)
+        return (w, scratch), (v, other)
+
+    return begin

@@ -73,12 +73,12 @@ if HAS_OFFSETS:
     nibbles = make_field(8, 2, [512, 32], 0x1E00)
 
     @njit
-    def begin(w, scratch):
+    def prepare(w, scratch):
         high = nibbles(w + 32)
         store_i16x32(scratch, 0, low_bits(w) | (high & 0xE00))
         store_i8x32(scratch, SIGNS, low_bytes_of(((high >> 12) * -2) + 2))
 
-    meeting = make_shifted_products(LAYOUT, make_eights(LOWEST, 4), begin)
+    meeting = make_shifted_products(LAYOUT, make_eights(LOWEST, 4), prepare)
 
 
 tile = make_tile(quants, unpack_header, LAYOUT, meeting)

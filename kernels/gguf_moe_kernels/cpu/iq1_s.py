@@ -77,11 +77,11 @@ if HAS_OFFSETS:
     shifts = make_field(16, 4, [1], 0x8000)
 
     @njit
-    def begin(w, scratch):
+    def prepare(w, scratch):
         store_i16x32(scratch, 0, low_bits(w + 2) | high_bits(w + 34))
         store_i8x32(scratch, SIGNS, low_bytes_of(((shifts(w + 34) >> 15) * -2) + 2))
 
-    meeting = make_shifted_products(LAYOUT, make_eights(LOWEST, 4), begin)
+    meeting = make_shifted_products(LAYOUT, make_eights(LOWEST, 4), prepare)
 
 
 tile = make_tile(quants, unpack_header, LAYOUT, meeting)

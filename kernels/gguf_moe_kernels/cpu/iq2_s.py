@@ -28,10 +28,20 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
     make_signed_products,
     store_i16x32,
 )
-from gguf_moe_kernels.cpu.codebook_tables import HAS_TABLES, make_weights, pairs_of_bits, widened
+from gguf_moe_kernels.cpu.codebook_tables import (
+    HAS_TABLES,
+    first_codes,
+    make_codes,
+    make_products,
+    make_quants,
+    make_weights,
+    mask_of_bit,
+    pairs_of_bits,
+    second_codes,
+)
 from gguf_moe_kernels.cpu.memory import load_i64, load_u8
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x32, low_f16
+from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
 LAYOUT = Layout(block_size=256, type_size=82, largest=43, group=16, is_signed=True)
@@ -47,14 +57,25 @@ def unpack_header(places, apart, header):
         store_scales(header, 2 * half + 1, as_bytes(odd(bytes_of_nibbles(scales >> 16))))
 
 
+meeting = None
 if HAS_TABLES:
+    low, high = make_codes(CODEBOOKS[GGMLType.IQ2_S])
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_S])
 
     @njit
-    def quants(w, k):
-        """Weights 64k .. 64k + 63 as signed bytes."""
-        indices = widened(load_i8x32(w, 2)) | pairs_of_bits(load_i64(w, 66))
-        return negative_where(weights_of(indices, k), load_i64(w, 34 + 8 * k))
+    def codes(w, v):
+        indices = join(load_i8x32(w, 2), load_i8x32(v, 2))
+        above = pairs_of_bits(load_i64(w, 66), load_i64(v, 66))
+        eighth, ninth = mask_of_bit(above, 1), mask_of_bit(above, 2)
+        low_bytes, high_bytes = low(indices, eighth, ninth, 0), high(indices, eighth, ninth, 0)
+        return first_codes(low_bytes, high_bytes), second_codes(low_bytes, high_bytes)
+
+    @njit
+    def signs(w, v):
+        return join(load_i8x32(w, 34), load_i8x32(v, 34))
+
+    quants = make_quants(codes, weights_of, signs)
+    meeting = make_products(LAYOUT, codes, weights_of, signs)
 
 else:
     entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_S])
@@ -76,16 +97,15 @@ else:
         return negative_where(entries, load_i64(w, 34 + 8 * k))
 
 
-meeting = None
 if HAS_OFFSETS:
     low_bits = make_field(8, 1, [1], 0xFF)
     high_bits = make_field(8, 4, [256, 64, 16, 4], 0x300)
 
     @njit
-    def begin(w, scratch):
+    def prepare(w, scratch):
         store_i16x32(scratch, 0, low_bits(w + 2) | high_bits(w + 66))
 
-    meeting = make_signed_products(LAYOUT, make_eights(CODEBOOKS[GGMLType.IQ2_S], 8), begin, signs=34)
+    meeting = make_signed_products(LAYOUT, make_eights(CODEBOOKS[GGMLType.IQ2_S], 8), prepare, signs=34)
 
 
 tile = make_tile(quants, unpack_header, LAYOUT, meeting)

@@ -32,14 +32,20 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
     HAS_TABLES,
-    eight_bytes,
-    even_signs_of_bytes,
-    low_bytes,
+    even_bytes,
+    first_codes,
+    make_codes,
+    make_even_signs,
+    make_products,
+    make_quants,
     make_weights,
+    mask_of_bit,
+    odd_bytes,
+    second_codes,
 )
 from gguf_moe_kernels.cpu.memory import load_i64
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import as_bytes, load_i16x32, low_f16
+from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x64, load_i16x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
 LAYOUT = Layout(block_size=256, type_size=74, largest=43, group=16, is_signed=True)
@@ -55,15 +61,25 @@ def unpack_header(places, apart, header):
         store_scales(header, 2 * half + 1, as_bytes(odd(bytes_of_nibbles(scales >> 16))))
 
 
+meeting = None
 if HAS_TABLES:
+    low, high = make_codes(CODEBOOKS[GGMLType.IQ2_XS])
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_XS])
+    signs_of = make_even_signs([*range(1, 64, 8)])
 
     @njit
-    def quants(w, k):
-        """Weights 64k .. 64k + 63 as signed bytes."""
-        words = load_i16x32(w, 2)
-        signs = even_signs_of_bytes(low_bytes(words >> 9))
-        return negative_where(weights_of(words & 511, k), eight_bytes(signs, k))
+    def codes(w, v):
+        a, b = load_i8x64(w, 2), load_i8x64(v, 2)
+        indices, eighth = even_bytes(a, b), mask_of_bit(odd_bytes(a, b), 1)
+        low_bytes, high_bytes = low(indices, eighth, 0, 0), high(indices, eighth, 0, 0)
+        return first_codes(low_bytes, high_bytes), second_codes(low_bytes, high_bytes)
+
+    @njit
+    def signs(w, v):
+        return signs_of(odd_bytes(load_i8x64(w, 2), load_i8x64(v, 2)))
+
+    quants = make_quants(codes, weights_of, signs)
+    meeting = make_products(LAYOUT, codes, weights_of, signs)
 
 else:
     entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_XS])
@@ -84,16 +100,15 @@ else:
         return negative_where(entries, even_signs(signs_of(a), signs_of(b)))
 
 
-meeting = None
 if HAS_OFFSETS:
 
     @njit
-    def begin(w, scratch):
+    def prepare(w, scratch):
         words = load_i16x32(w, 2)
         store_i16x32(scratch, 0, words & 511)
         store_i8x32(scratch, SIGNS, with_even_signs(low_bytes_of(words >> 9)))
 
-    meeting = make_signed_products(LAYOUT, make_eights(CODEBOOKS[GGMLType.IQ2_XS], 8), begin)
+    meeting = make_signed_products(LAYOUT, make_eights(CODEBOOKS[GGMLType.IQ2_XS], 8), prepare)
 
 
 tile = make_tile(quants, unpack_header, LAYOUT, meeting)

@@ -26,11 +26,15 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
     HAS_TABLES,
-    eight_bytes,
+    SEVEN_BITS,
     even_fours,
-    make_fields,
+    make_codes,
+    make_even_signs,
+    make_joined,
+    make_products,
+    make_quants,
     make_weights,
-    widened,
+    odd_fours,
 )
 from gguf_moe_kernels.cpu.lanes import column_1, column_3, gather_columns
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
@@ -53,16 +57,28 @@ def unpack_header(places, apart, header):
         store_scales(header, c, as_bytes(odd(scales)))
 
 
+meeting = None
 if HAS_TABLES:
-    weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_XXS])
-    signs_of = make_fields(32)
+    # Four bytes of two blocks take turns.
+    low, high = make_codes(CODEBOOKS[GGMLType.IQ2_XXS])
+    firsts = [8 * (i // 4) + i % 4 for i in range(32)]
+    seconds = [place + 4 for place in firsts]
+    codes_of_first, codes_of_second = make_joined(firsts), make_joined(seconds)
+    signs_of = make_even_signs(SEVEN_BITS, firsts + seconds)
 
     @njit
-    def quants(w, k):
-        """The weights of groups 2k and 2k + 1 as signed bytes."""
-        words = load_i8x64(w, 2)
-        weights = weights_of(widened(even_fours(words)), k)
-        return negative_where(weights, eight_bytes(signs_of(words), k))
+    def codes(w, v):
+        indices = even_fours(load_i8x64(w, 2), load_i8x64(v, 2))
+        a, b = low(indices, 0, 0, 0), high(indices, 0, 0, 0)
+        return codes_of_first(a, b), codes_of_second(a, b)
+
+    @njit
+    def signs(w, v):
+        return signs_of(odd_fours(load_i8x64(w, 2), load_i8x64(v, 2)))
+
+    weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_XXS])
+    quants = make_quants(codes, weights_of, signs)
+    meeting = make_products(LAYOUT, codes, weights_of, signs)
 
 else:
     entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_XXS])
@@ -79,15 +95,14 @@ else:
         return negative_where(entries, even_signs(load_u32(a, 4), load_u32(b, 4)))
 
 
-meeting = None
 if HAS_OFFSETS:
 
     @njit
-    def begin(w, scratch):
+    def prepare(w, scratch):
         store_i16x32(scratch, 0, even_fours_widened(w + 2))
         store_i8x32(scratch, SIGNS, with_even_signs(seven_bits(w + 6, 8)))
 
-    meeting = make_signed_products(LAYOUT, make_eights(CODEBOOKS[GGMLType.IQ2_XXS], 8), begin)
+    meeting = make_signed_products(LAYOUT, make_eights(CODEBOOKS[GGMLType.IQ2_XXS], 8), prepare)
 
 
 tile = make_tile(quants, unpack_header, LAYOUT, meeting)

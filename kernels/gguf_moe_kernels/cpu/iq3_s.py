@@ -26,10 +26,18 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
     make_signed_products,
     store_i16x32,
 )
-from gguf_moe_kernels.cpu.codebook_tables import HAS_TABLES, make_weights, ninth_bits, widened
-from gguf_moe_kernels.cpu.memory import load_i64, load_u8, load_u32
+from gguf_moe_kernels.cpu.codebook_tables import (
+    HAS_TABLES,
+    first_codes,
+    make_codes,
+    make_products,
+    make_quants,
+    make_weights,
+    second_codes,
+)
+from gguf_moe_kernels.cpu.memory import load_i64, load_u8
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x32, low_f16
+from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x32, load_i8x64, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
 LAYOUT = Layout(block_size=256, type_size=110, largest=30, offset=15)
@@ -43,15 +51,32 @@ def unpack_header(places, apart, header):
     store_scales(header, 1, as_bytes(odd(bytes_of_nibbles(scales >> 16))))
 
 
+meeting = None
 if HAS_TABLES:
+    low, high = make_codes(CODEBOOKS[GGMLType.IQ3_S])
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ3_S])
+
+    @njit
+    def codes_of(w):
+        indices, eighth = load_i8x64(w, 2), load_i64(w, 66)
+        low_bytes, high_bytes = low(indices, eighth, 0, 0), high(indices, eighth, 0, 0)
+        return first_codes(low_bytes, high_bytes), second_codes(low_bytes, high_bytes)
+
+    @njit
+    def codes(w, v):
+        return codes_of(w), codes_of(v)
+
+    @njit
+    def signs(w, v):
+        return join(load_i8x32(w, 74), load_i8x32(v, 74))
+
+    signed_quants = make_quants(codes, weights_of, signs)
+    meeting = make_products(LAYOUT, codes, weights_of, signs)
 
     @njit
     def quants(w, k):
         """The weights of groups 2k and 2k + 1 as bytes 0..30."""
-        half = k // 2
-        indices = widened(load_i8x32(w, 2 + 32 * half)) | ninth_bits(load_u32(w, 66 + 4 * half))
-        return negative_where(weights_of(indices, k % 2), load_i64(w, 74 + 8 * k)) + 15
+        return signed_quants(w, k) + 15
 
 else:
     entry_of = make_codebook(CODEBOOKS[GGMLType.IQ3_S])
@@ -78,17 +103,16 @@ else:
         return negative_where(join(low, high), load_i64(w, 74 + 8 * k)) + 15
 
 
-meeting = None
 if HAS_OFFSETS:
     low_bits = make_field(8, 1, [32], 0x1FE0)
     ninth = make_field(8, 8, [1 << 13 - i for i in range(8)], 0x2000)
 
     @njit
-    def begin(w, scratch):
+    def prepare(w, scratch):
         store_i16x32(scratch, 0, low_bits(w + 2) | ninth(w + 66))
         store_i16x32(scratch, 64, low_bits(w + 34) | ninth(w + 70))
 
-    meeting = make_signed_products(LAYOUT, make_fours(CODEBOOKS[GGMLType.IQ3_S]), begin, 16, signs=74)
+    meeting = make_signed_products(LAYOUT, make_fours(CODEBOOKS[GGMLType.IQ3_S]), prepare, 16, signs=74)
 
 
 tile = make_tile(quants, unpack_header, LAYOUT, meeting)

@@ -26,16 +26,19 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
     HAS_TABLES,
-    eight_bytes,
-    in_eights,
-    make_fields,
+    SEVEN_BITS,
+    first_codes,
+    make_codes,
+    make_even_signs,
+    make_products,
+    make_quants,
     make_weights,
-    widened,
+    second_codes,
 )
 from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, gather_columns
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x32, low_f16
+from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x32, load_i8x64, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
 LAYOUT = Layout(block_size=256, type_size=98, largest=62, is_signed=True)
@@ -53,15 +56,28 @@ def unpack_header(places, apart, header):
         store_scales(header, c, as_bytes(odd(scales)))
 
 
+meeting = None
 if HAS_TABLES:
+    low, high = make_codes(CODEBOOKS[GGMLType.IQ3_XXS])
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ3_XXS])
-    signs_of = make_fields(0)
+    signs_of = make_even_signs(SEVEN_BITS)
 
     @njit
-    def quants(w, k):
-        """The weights of groups 2k and 2k + 1 as signed bytes."""
-        weights = weights_of(widened(load_i8x32(w, 2 + k // 2 * 32)), k % 2)
-        return negative_where(weights, eight_bytes(signs_of(in_eights(load_i8x32(w, 66))), k))
+    def codes_of(w):
+        indices = load_i8x64(w, 2)
+        low_bytes, high_bytes = low(indices, 0, 0, 0), high(indices, 0, 0, 0)
+        return first_codes(low_bytes, high_bytes), second_codes(low_bytes, high_bytes)
+
+    @njit
+    def codes(w, v):
+        return codes_of(w), codes_of(v)
+
+    @njit
+    def signs(w, v):
+        return signs_of(join(load_i8x32(w, 66), load_i8x32(v, 66)))
+
+    quants = make_quants(codes, weights_of, signs)
+    meeting = make_products(LAYOUT, codes, weights_of, signs)
 
 else:
     entry_of = make_codebook(CODEBOOKS[GGMLType.IQ3_XXS])
@@ -82,17 +98,16 @@ else:
         return negative_where(entries, even_signs(load_u32(w, 66 + 8 * k), load_u32(w, 70 + 8 * k)))
 
 
-meeting = None
 if HAS_OFFSETS:
     low_bits = make_field(8, 1, [32], 0x1FE0)
 
     @njit
-    def begin(w, scratch):
+    def prepare(w, scratch):
         store_i16x32(scratch, 0, low_bits(w + 2))
         store_i16x32(scratch, 64, low_bits(w + 34))
         store_i8x32(scratch, SIGNS, with_even_signs(seven_bits(w + 66, 4)))
 
-    meeting = make_signed_products(LAYOUT, make_fours(CODEBOOKS[GGMLType.IQ3_XXS]), begin, 16)
+    meeting = make_signed_products(LAYOUT, make_fours(CODEBOOKS[GGMLType.IQ3_XXS]), prepare, 16)
 
 
 tile = make_tile(quants, unpack_header, LAYOUT, meeting)
