@@ -8,57 +8,41 @@ one instruction that shifts every byte on its own, and one that looks the levels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import njit
 from numba.extending import intrinsic
 
-from gguf_moe_kernels.cpu.bits import mask_of, negative_where
+from gguf_moe_kernels.cpu.bits import add_where, negative_where
 from gguf_moe_kernels.cpu.block import Layout
 from gguf_moe_kernels.cpu.block_sums import Products
-from gguf_moe_kernels.cpu.memory import I8, I32, I64, load_i64
-from gguf_moe_kernels.cpu.simd import TIER, Tier, dot_unsigned
-from gguf_moe_kernels.cpu.target import Target
+from gguf_moe_kernels.cpu.byte_tables import (
+    byte_constant,
+    eight_bytes,
+    from_two,
+    look_up,
+    make_table,
+    mask_of_bit,
+    permuted,
+    shift_bytes,
+)
+from gguf_moe_kernels.cpu.memory import load_i64
+from gguf_moe_kernels.cpu.simd import dot_unsigned
 from gguf_moe_kernels.cpu.vector import (
     call,
     i8x64,
     i16x32,
     load_i8x64,
-    pick,
-    splat,
     store_i8x64,
     zero_i32x16,
 )
 
-HAS_TABLES = TIER is Tier.AVX512 and "+avx512vbmi" in Target.numba().features.split(",")
-I64X8 = ir.VectorType(I64, 8)
 SEVEN_BITS = [0, 7, 14, 21, 32, 39, 46, 53]
 """Where the four lowest 7-bit fields of two u32 begin."""
-
-
-def _constant(values: Iterable[int]) -> ir.Constant:
-    return ir.Constant(i8x64.llvm, [int(value) for value in values])
-
-
-def _look_up(builder: ir.IRBuilder, table: Any, indices: ir.Value) -> ir.Value:
-    """Of 128 bytes those at the low seven bits of each byte."""
-    operands = _constant(table[:64]), indices, _constant(table[64:])
-    return call(builder, "llvm.x86.avx512.vpermi2var.qi.512", i8x64.llvm, operands)
-
-
-def _permuted(builder: ir.IRBuilder, v: ir.Value, places: ir.Value) -> ir.Value:
-    """The bytes of v at the low six bits of each of `places`."""
-    return call(builder, "llvm.x86.avx512.permvar.qi.512", i8x64.llvm, (v, places))
-
-
-def _shift_bytes(builder: ir.IRBuilder, v: ir.Value, shifts: list[int]) -> ir.Value:
-    """Byte i of each eight becomes eight bits of the eight, from bit shifts[i] on."""
-    operands = _constant(shifts * (64 // len(shifts))), v
-    return call(builder, "llvm.x86.avx512.pmultishift.qb.512", i8x64.llvm, operands)
 
 
 def _number_codes(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -69,44 +53,19 @@ def _number_codes(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def make_codes(entries: np.ndarray) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Two intrinsics, low and high: of 64 indices that byte of their codes in an int8 [n, width] table.
-
-    low(indices, eighth, ninth, tenth): i8x64 of the low eight bits of indices, and bit masks of the others as
-    int64, as far as n, a power of two, has them.
-    """
+    """`make_table` of the low bytes of the codes of an int8 [n, width] codebook, and of the high ones."""
     codes, _, _ = _number_codes(entries)
-    return _make_byte_of_code(codes & 255), _make_byte_of_code(codes >> 8)
-
-
-def _make_byte_of_code(table: np.ndarray) -> Callable[..., Any]:
-    @intrinsic
-    def byte_of_code(typingctx, indices, eighth, ninth, tenth):
-        def codegen(context, builder, sig, args):
-            found = [_look_up(builder, table[i : i + 128], args[0]) for i in range(0, len(table), 128)]
-            is_upper = builder.icmp_signed("<", args[0], _constant([0] * 64))
-            for bits in args[1:]:
-                pairs = zip(found[::2], found[1::2], strict=True)
-                found = [builder.select(is_upper, upper, lower) for lower, upper in pairs]
-                if len(found) == 1:
-                    return found[0]
-                is_upper = mask_of(builder, bits, 64)
-            return builder.select(is_upper, found[1], found[0])
-
-        return i8x64(i8x64, types.int64, types.int64, types.int64), codegen
-
-    return byte_of_code
+    return make_table(codes & 255), make_table(codes >> 8)
 
 
 def make_joined(places: list[int]) -> Callable[..., Any]:
     """An intrinsic joined(low, high): 32 codes from their bytes at `places`, as i16x32."""
-    from_both = _constant(place + half for place in places for half in (0, 64))
+    from_both = [place + half for place in places for half in (0, 64)]
 
     @intrinsic
     def joined(typingctx, low, high):
         def codegen(context, builder, sig, args):
-            operands = args[0], from_both, args[1]
-            result = call(builder, "llvm.x86.avx512.vpermi2var.qi.512", i8x64.llvm, operands)
-            return builder.bitcast(result, i16x32.llvm)
+            return builder.bitcast(from_two(builder, *args, from_both), i16x32.llvm)
 
         return i16x32(i8x64, i8x64), codegen
 
@@ -114,6 +73,23 @@ def make_joined(places: list[int]) -> Callable[..., Any]:
 
 
 first_codes, second_codes = make_joined([*range(32)]), make_joined([*range(32, 64)])
+
+
+def make_codes_of_11_bits(entries: np.ndarray) -> Callable[..., Any]:
+    """codes_at(indices, above): of 64 indices the codes of the first 32, and of the others, as i16x32.
+
+    The lowest three bits of the bytes `above` stand above those of `indices`.
+    """
+    low, high = make_codes(entries)
+
+    @njit
+    def codes_at(indices, above):
+        eighth, ninth, tenth = mask_of_bit(above, 1), mask_of_bit(above, 2), mask_of_bit(above, 4)
+        low_bytes = low(indices, eighth, ninth, tenth)
+        high_bytes = high(indices, eighth, ninth, tenth)
+        return first_codes(low_bytes, high_bytes), second_codes(low_bytes, high_bytes)
+
+    return codes_at
 
 
 def make_weights(entries: np.ndarray) -> Callable[..., Any]:
@@ -157,9 +133,9 @@ def _make_part(part: int, width: int, shifts: list[int], table: list[int]) -> Ca
             places = [8 * part + i // (4 // per_lane) for i in range(32 // per_lane)]
             name = "llvm.x86.avx512.permvar." + ("hi.512" if per_lane == 1 else "si.512")
             lanes = call(builder, name, words.type, (words, ir.Constant(words.type, places)))
-            numbers = _shift_bytes(builder, builder.bitcast(lanes, i8x64.llvm), shifts)
+            numbers = shift_bytes(builder, builder.bitcast(lanes, i8x64.llvm), shifts)
             # Only the lowest six bits of an index count, and the table repeats itself.
-            return _permuted(builder, _constant(table), numbers)
+            return permuted(builder, byte_constant(table), numbers)
 
         return i8x64(i16x32), codegen
 
@@ -167,33 +143,30 @@ def _make_part(part: int, width: int, shifts: list[int], table: list[int]) -> Ca
 
 
 def make_quants(
-    codes: Callable[..., Any], weights_of: Callable[..., Any], signs: Callable[..., Any]
+    codes: Callable[..., Any],
+    weights_of: Callable[..., Any],
+    signs: Callable[..., Any],
+    is_shift: bool = False,
 ) -> Callable[..., Any]:
-    """A type's quants(w, k) (block.py), signed, from what `make_products` takes."""
+    """A type's quants(w, k) (block.py), signed or with `is_shift`, from what the makers of products take."""
 
     @njit
     def quants(w, k):
         of_w, _ = codes(w, w)
-        return negative_where(weights_of(of_w, k), eight_bytes(signs(w, w), k))
+        weights, bits = weights_of(of_w, k), eight_bytes(signs(w, w), k)
+        return add_where(weights, bits, 2) if is_shift else negative_where(weights, bits)
 
     return quants
 
 
-def make_products(
+def products_of_signed_codes(
     layout: Layout, codes: Callable[..., Any], weights_of: Callable[..., Any], signs: Callable[..., Any]
 ) -> Products:
     """Products of the weights weights_of(c, k), where codes(w, v) gives c for each of two blocks.
 
     signs(w, v): i8x64 of the signs of w's weights, a bit each, and then of v's. They go to the activations,
     so that weights have none and sums of 4 products fit int16: no entry is over 62, no activation over 127.
-    They pass through scratch, because masks are loaded faster than taken out of a vector.
     """
-
-    @njit
-    def begin(w, v, scratch):
-        store_i8x64(scratch, 0, signs(w, v))
-        of_w, of_v = codes(w, v)
-        return (of_w, scratch), (of_v, scratch + 32)
 
     @njit
     def products(shared, k, x):
@@ -201,34 +174,33 @@ def make_products(
         signed_x = negative_where(load_i8x64(x, 0), load_i64(signs, 8 * k))
         return dot_unsigned(zero_i32x16(), weights_of(codes, k), signed_x)
 
-    return Products(replace(layout, is_signed=False, offset=0), products, begin, scratch_size=64)
+    return Products(replace(layout, is_signed=False, offset=0), products, _make_begin(codes, signs), 64)
 
 
-@intrinsic
-def eight_bytes(typingctx, v, k):
-    """Bytes 8k .. 8k + 7 of an i8x64 as int64."""
+def products_of_shifted_codes(
+    layout: Layout, codes: Callable[..., Any], weights_of: Callable[..., Any], shifts: Callable[..., Any]
+) -> Products:
+    """Likewise, where a bit in the place of a sign adds 2 to the weight."""
 
-    def codegen(context, builder, sig, args):
-        return builder.extract_element(builder.bitcast(args[0], I64X8), args[1])
+    @njit
+    def products(shared, k, x):
+        codes, shifts = shared
+        weights = add_where(weights_of(codes, k), load_i64(shifts, 8 * k), 2)
+        return dot_unsigned(zero_i32x16(), weights, load_i8x64(x, 0))
 
-    return types.int64(i8x64, types.int64), codegen
-
-
-def _make_fours(first: int) -> Callable[..., Any]:
-    @intrinsic
-    def fours(typingctx, v, w):
-        def codegen(context, builder, sig, args):
-            v, w = (builder.bitcast(each, ir.VectorType(I32, 16)) for each in args)
-            both = pick(builder, v, [lane + source for lane in range(first, 16, 2) for source in (0, 16)], w)
-            return builder.bitcast(both, i8x64.llvm)
-
-        return i8x64(i8x64, i8x64), codegen
-
-    return fours
+    return Products(layout, products, _make_begin(codes, shifts), 64)
 
 
-even_fours, odd_fours = _make_fours(0), _make_fours(1)
-"""Of each eight bytes of two i8x64 the first four, or the last: one of v, one of w, and so on."""
+def _make_begin(codes: Callable[..., Any], signs: Callable[..., Any]) -> Callable[..., Any]:
+    """Products.begin. Signs pass through memory, as masks are loaded faster than taken out of a vector."""
+
+    @njit
+    def begin(w, v, scratch):
+        store_i8x64(scratch, 0, signs(w, v))
+        of_w, of_v = codes(w, v)
+        return (of_w, scratch), (of_v, scratch + 32)
+
+    return begin
 
 
 def make_even_signs(shifts: list[int], places: list[int] | None = None) -> Callable[..., Any]:
@@ -239,50 +211,9 @@ def make_even_signs(shifts: list[int], places: list[int] | None = None) -> Calla
     @intrinsic
     def even_signs(typingctx, v):
         def codegen(context, builder, sig, args):
-            signs = _look_up(builder, even, _shift_bytes(builder, args[0], shifts))
-            return signs if places is None else _permuted(builder, signs, _constant(places))
+            signs = look_up(builder, even, shift_bytes(builder, args[0], shifts))
+            return signs if places is None else permuted(builder, signs, byte_constant(places))
 
         return i8x64(i8x64), codegen
 
     return even_signs
-
-
-def _make_every_second(first: int) -> Callable[..., Any]:
-    places = _constant(range(first, 128, 2))
-
-    @intrinsic
-    def every_second(typingctx, v, w):
-        def codegen(context, builder, sig, args):
-            operands = args[0], places, args[1]
-            return call(builder, "llvm.x86.avx512.vpermi2var.qi.512", i8x64.llvm, operands)
-
-        return i8x64(i8x64, i8x64), codegen
-
-    return every_second
-
-
-even_bytes, odd_bytes = _make_every_second(0), _make_every_second(1)
-"""Of two i8x64 every second byte, first those of v."""
-
-
-@intrinsic
-def pairs_of_bits(typingctx, v, w):
-    """Bits 2i and 2i + 1 of an int64 as the lowest bits of byte i, and those of another of byte 32 + i."""
-
-    def codegen(context, builder, sig, args):
-        both = (splat(builder, value, 4) for value in args)
-        eights = builder.bitcast(pick(builder, next(both), range(8), next(both)), i8x64.llvm)
-        return _shift_bytes(builder, eights, [*range(0, 64, 2)])
-
-    return i8x64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def mask_of_bit(typingctx, v, bit):
-    """A mask as int64: in which bytes `bit`, a power of two, is set."""
-
-    def codegen(context, builder, sig, args):
-        own = builder.and_(args[0], splat(builder, builder.trunc(args[1], I8), 64))
-        return builder.bitcast(builder.icmp_unsigned("!=", own, _constant([0] * 64)), I64)
-
-    return types.int64(i8x64, types.int64), codegen

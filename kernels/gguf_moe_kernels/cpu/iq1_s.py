@@ -12,6 +12,7 @@ from numba import njit
 from gguf_moe_kernels.codebooks import CODEBOOKS
 from gguf_moe_kernels.cpu.bits import add_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
+from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, all_bits_without, make_fields
 from gguf_moe_kernels.cpu.codebook import make_codebook, odd, times
 from gguf_moe_kernels.cpu.codebook_offsets import (
     HAS_OFFSETS,
@@ -23,17 +24,22 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
     store_i8x32,
     store_i16x32,
 )
+from gguf_moe_kernels.cpu.codebook_tables import (
+    make_codes_of_11_bits,
+    make_quants,
+    make_weights,
+    products_of_shifted_codes,
+)
 from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, gather_columns
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import as_bytes, low_f16
+from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x16, load_i8x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
 
 LAYOUT = Layout(block_size=256, type_size=50, largest=18, offset=9)
 EIGHTH = np.float32(0.125)
 LOWEST = (8 * CODEBOOKS[GGMLType.IQ1_S] + 8).astype(np.int8)
 """What is stored where the shift is negative; two more where it is positive."""
-entry_of = make_codebook(LOWEST)
 
 
 @njit
@@ -52,34 +58,55 @@ def unpack_header(places, apart, header):
     store_scales(header, 1, as_bytes(odd(second)))
 
 
-@njit
-def quants(w, k):
-    """The weights of groups 2k and 2k + 1 as bytes 0..18."""
-    a, high = w + 2 + 8 * k, load_u32(w, 34 + 4 * k)
-    entries = entry_of(
-        load_u8(a, 0) | high << 8 & 0x700,
-        load_u8(a, 1) | high << 5 & 0x700,
-        load_u8(a, 2) | high << 2 & 0x700,
-        load_u8(a, 3) | high >> 1 & 0x700,
-        load_u8(a, 4) | high >> 8 & 0x700,
-        load_u8(a, 5) | high >> 11 & 0x700,
-        load_u8(a, 6) | high >> 14 & 0x700,
-        load_u8(a, 7) | high >> 17 & 0x700,
-    )
-    positive = (high & 0x80008000) ^ 0x80008000
-    return add_where(entries, (positive >> 15 & 1 | positive << 1 & 1 << 32) * 0xFFFFFFFF, 2)
-
-
 meeting = None
+if HAS_TABLES:
+    weights_of, codes_at = make_weights(LOWEST), make_codes_of_11_bits(LOWEST)
+    high_bits, signs_of_shifts = make_fields([0, 3, 6, 9, 16, 19, 22, 25]), make_fields([8] * 4 + [24] * 4)
+
+    @njit
+    def codes(w, v):
+        """Of two blocks the codes of their entries."""
+        indices = join(load_i8x32(w, 2), load_i8x32(v, 2))
+        return codes_at(indices, high_bits(join(load_i8x16(w, 34), load_i8x16(v, 34))))
+
+    @njit
+    def shifts(w, v):
+        """All bits of a byte for each entry whose shift is positive."""
+        return all_bits_without(signs_of_shifts(join(load_i8x16(w, 34), load_i8x16(v, 34))), 128)
+
+    quants = make_quants(codes, weights_of, shifts, is_shift=True)
+    meeting = products_of_shifted_codes(LAYOUT, codes, weights_of, shifts)
+
+else:
+    entry_of = make_codebook(LOWEST)
+
+    @njit
+    def quants(w, k):
+        """The weights of groups 2k and 2k + 1 as bytes 0..18."""
+        a, high = w + 2 + 8 * k, load_u32(w, 34 + 4 * k)
+        entries = entry_of(
+            load_u8(a, 0) | high << 8 & 0x700,
+            load_u8(a, 1) | high << 5 & 0x700,
+            load_u8(a, 2) | high << 2 & 0x700,
+            load_u8(a, 3) | high >> 1 & 0x700,
+            load_u8(a, 4) | high >> 8 & 0x700,
+            load_u8(a, 5) | high >> 11 & 0x700,
+            load_u8(a, 6) | high >> 14 & 0x700,
+            load_u8(a, 7) | high >> 17 & 0x700,
+        )
+        positive = (high & 0x80008000) ^ 0x80008000
+        return add_where(entries, (positive >> 15 & 1 | positive << 1 & 1 << 32) * 0xFFFFFFFF, 2)
+
+
 if HAS_OFFSETS:
     low_bits = make_field(8, 1, [2], 0x1FE)
     high_bits = make_field(16, 4, [512, 64, 8, 1], 0xE00)
-    shifts = make_field(16, 4, [1], 0x8000)
+    signs = make_field(16, 4, [1], 0x8000)
 
     @njit
     def prepare(w, scratch):
         store_i16x32(scratch, 0, low_bits(w + 2) | high_bits(w + 34))
-        store_i8x32(scratch, SIGNS, low_bytes_of(((shifts(w + 34) >> 15) * -2) + 2))
+        store_i8x32(scratch, SIGNS, low_bytes_of(((signs(w + 34) >> 15) * -2) + 2))
 
     meeting = make_shifted_products(LAYOUT, make_eights(LOWEST, 4), prepare)
 

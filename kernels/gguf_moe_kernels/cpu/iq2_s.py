@@ -20,6 +20,7 @@ from gguf_moe_kernels.cpu.block import (
     store_d,
     store_scales,
 )
+from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, mask_of_bit, pairs_of_bits
 from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, odd, times
 from gguf_moe_kernels.cpu.codebook_offsets import (
     HAS_OFFSETS,
@@ -29,14 +30,11 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
     store_i16x32,
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
-    HAS_TABLES,
     first_codes,
     make_codes,
-    make_products,
     make_quants,
     make_weights,
-    mask_of_bit,
-    pairs_of_bits,
+    products_of_signed_codes,
     second_codes,
 )
 from gguf_moe_kernels.cpu.memory import load_i64, load_u8
@@ -75,7 +73,7 @@ if HAS_TABLES:
         return join(load_i8x32(w, 34), load_i8x32(v, 34))
 
     quants = make_quants(codes, weights_of, signs)
-    meeting = make_products(LAYOUT, codes, weights_of, signs)
+    meeting = products_of_signed_codes(LAYOUT, codes, weights_of, signs)
 
 else:
     entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_S])

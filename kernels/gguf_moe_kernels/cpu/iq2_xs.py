@@ -19,6 +19,7 @@ from gguf_moe_kernels.cpu.block import (
     store_d,
     store_scales,
 )
+from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, even_bytes, mask_of_bit, odd_bytes
 from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, even_signs, make_codebook, odd, times
 from gguf_moe_kernels.cpu.codebook_offsets import (
     HAS_OFFSETS,
@@ -31,16 +32,12 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
     with_even_signs,
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
-    HAS_TABLES,
-    even_bytes,
     first_codes,
     make_codes,
     make_even_signs,
-    make_products,
     make_quants,
     make_weights,
-    mask_of_bit,
-    odd_bytes,
+    products_of_signed_codes,
     second_codes,
 )
 from gguf_moe_kernels.cpu.memory import load_i64
@@ -79,7 +76,7 @@ if HAS_TABLES:
         return signs_of(odd_bytes(load_i8x64(w, 2), load_i8x64(v, 2)))
 
     quants = make_quants(codes, weights_of, signs)
-    meeting = make_products(LAYOUT, codes, weights_of, signs)
+    meeting = products_of_signed_codes(LAYOUT, codes, weights_of, signs)
 
 else:
     entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_XS])

@@ -12,6 +12,7 @@ from numba import njit
 from gguf_moe_kernels.codebooks import CODEBOOKS
 from gguf_moe_kernels.cpu.bits import negative_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
+from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, even_fours, odd_fours
 from gguf_moe_kernels.cpu.codebook import even_signs, make_codebook, odd, times
 from gguf_moe_kernels.cpu.codebook_offsets import (
     HAS_OFFSETS,
@@ -25,16 +26,13 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
     with_even_signs,
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
-    HAS_TABLES,
     SEVEN_BITS,
-    even_fours,
     make_codes,
     make_even_signs,
     make_joined,
-    make_products,
     make_quants,
     make_weights,
-    odd_fours,
+    products_of_signed_codes,
 )
 from gguf_moe_kernels.cpu.lanes import column_1, column_3, gather_columns
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
@@ -78,7 +76,7 @@ if HAS_TABLES:
 
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_XXS])
     quants = make_quants(codes, weights_of, signs)
-    meeting = make_products(LAYOUT, codes, weights_of, signs)
+    meeting = products_of_signed_codes(LAYOUT, codes, weights_of, signs)
 
 else:
     entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_XXS])

@@ -18,6 +18,7 @@ from gguf_moe_kernels.cpu.block import (
     store_d,
     store_scales,
 )
+from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES
 from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, odd
 from gguf_moe_kernels.cpu.codebook_offsets import (
     HAS_OFFSETS,
@@ -27,12 +28,11 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
     store_i16x32,
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
-    HAS_TABLES,
     first_codes,
     make_codes,
-    make_products,
     make_quants,
     make_weights,
+    products_of_signed_codes,
     second_codes,
 )
 from gguf_moe_kernels.cpu.memory import load_i64, load_u8
@@ -71,7 +71,7 @@ if HAS_TABLES:
         return join(load_i8x32(w, 74), load_i8x32(v, 74))
 
     signed_quants = make_quants(codes, weights_of, signs)
-    meeting = make_products(LAYOUT, codes, weights_of, signs)
+    meeting = products_of_signed_codes(LAYOUT, codes, weights_of, signs)
 
     @njit
     def quants(w, k):

@@ -12,6 +12,7 @@ from numba import njit
 from gguf_moe_kernels.codebooks import CODEBOOKS
 from gguf_moe_kernels.cpu.bits import negative_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
+from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES
 from gguf_moe_kernels.cpu.codebook import even_signs, make_codebook, odd, times
 from gguf_moe_kernels.cpu.codebook_offsets import (
     HAS_OFFSETS,
@@ -25,14 +26,13 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
     with_even_signs,
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
-    HAS_TABLES,
     SEVEN_BITS,
     first_codes,
     make_codes,
     make_even_signs,
-    make_products,
     make_quants,
     make_weights,
+    products_of_signed_codes,
     second_codes,
 )
 from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, gather_columns
@@ -77,7 +77,7 @@ if HAS_TABLES:
         return signs_of(join(load_i8x32(w, 66), load_i8x32(v, 66)))
 
     quants = make_quants(codes, weights_of, signs)
-    meeting = make_products(LAYOUT, codes, weights_of, signs)
+    meeting = products_of_signed_codes(LAYOUT, codes, weights_of, signs)
 
 else:
     entry_of = make_codebook(CODEBOOKS[GGMLType.IQ3_XXS])
