@@ -8,12 +8,10 @@ import time
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import synthetic_routing
 
-if TYPE_CHECKING:
-    pass
 from gguf_moe.runtime.context import Context
 
 N_COLD, N_WARM_UP, N_PART, N_PARTS = 64, 192, 64, 4
