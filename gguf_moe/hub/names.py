@@ -16,7 +16,10 @@ PREFIX = "hf:"
 USUAL_QUANTS = ("Q4_K_M", "Q4_K_XL", "Q4_K_S", "MXFP4", "Q4_0", "Q8_0")
 """The first of these that is there is taken if none is asked for; llama.cpp's -hf begins with Q4_K_M too."""
 
-_NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>.+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII)
+_WORD = r"\w(?:[\w.-]{0,94}\w)?"
+_NAME = re.compile(rf"hf:(?P<repo>{_WORD}/{_WORD})(?:/(?P<file>.+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII)
+_NO_REPO = re.compile(r"--|\.\.|\.git$")
+"""What the hub has in no repository's name."""
 _QUANT = re.compile(
     r"(?<![a-z0-9])(?:ud-)?(?:i?q[1-8](?:_[a-z0-9]+)*|tq[12]_0|bf16|f16|f32|mxfp4(?:_moe)?|nvfp4)(?![a-z0-9])",
     re.IGNORECASE,
@@ -45,7 +48,7 @@ def is_hub_name(path: str | os.PathLike[str]) -> bool:
 def parse_name(text: str) -> HubName:
     """The parts of a name. Raises OptionError."""
     found = _NAME.fullmatch(text)
-    if not found:
+    if not found or _NO_REPO.search(found["repo"]):
         raise OptionError(
             f"{text!r} must be hf:OWNER/NAME, hf:OWNER/NAME:QUANT or hf:OWNER/NAME/FILE.gguf; "
             "a file whose name begins so is given as ./hf:..."

@@ -32,7 +32,13 @@ def test_names_are_read_and_written(text, name):
     assert str(name) == text
 
 
-@pytest.mark.parametrize("text", ["hf:", "hf:name", "hf:a/b/c", "hf:a/b:", "hf:a/b:Q4/x.gguf", "a/b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("hf:", "hf:name", "hf:a/b/c", "hf:a/b:", "hf:a/b:Q4/x.gguf", "a/b"),
+        *("hf:../b", "hf:a/-b", "hf:a/b--c", "hf:a/b..c", "hf:a/b.git", "hf:a/" + "b" * 97),
+    ],
+)
 def test_other_names_are_refused(text):
     with pytest.raises(OptionError, match="must be hf:OWNER/NAME"):
         parse_name(text)
