@@ -180,6 +180,13 @@ def tiny_gguf():
     return _tiny_gguf
 
 
+@pytest.fixture(scope="session")
+def few_kernels_file(tmp_path_factory):
+    """A model for what must compile anew: it needs few kernels."""
+    path = tmp_path_factory.mktemp("models") / "few-kernels.gguf"
+    return _tiny_gguf(path, n_layer=1, n_expert=0, qtypes=(GGMLType.F32,))
+
+
 def _tiny_gguf(
     path,
     *,

@@ -178,9 +178,9 @@ def test_perplexity_of_a_file(command):
     assert result["perplexity"] > 100  # random weights
 
 
-def test_warmup_leaves_nothing_to_compile(command, tmp_path):
-    cold = command("warmup", "-m", FIXTURE, "--cache-dir", tmp_path / "kernels").stderr.decode()
-    warm = command("warmup", "-m", FIXTURE, "--cache-dir", tmp_path / "kernels").stderr.decode()
+def test_warmup_leaves_nothing_to_compile(command, few_kernels_file, tmp_path):
+    warmup = ("warmup", "-m", few_kernels_file, "--cache-dir", tmp_path / "kernels")
+    cold, warm = (command(*warmup).stderr.decode() for _ in range(2))
     assert int(cold.split()[1]) > 10
     assert warm.startswith("compiled 0 kernels")
 
@@ -208,16 +208,17 @@ def test_bench_of_the_demo_says_so_and_gives_one_json_object(command):
     assert "weights_bytes_per_token" not in pp
 
 
-def test_a_read_only_cache_directory_is_no_obstacle(command, tmp_path):
+def test_a_read_only_cache_directory_is_no_obstacle(command, few_kernels_file, tmp_path):
     obstacle = tmp_path / "file"
     obstacle.write_text("")
-    done = command(*generate(PROMPT, "--cache-dir", obstacle / "kernels"))
+    options = ("-m", few_kernels_file, "--cache-dir", obstacle / "kernels", "-n", "4")
+    done = command("generate", "Hi", *options)
     assert done.returncode == 0
     assert b"cannot keep compiled kernels" in done.stderr
 
 
-def test_warmup_fails_where_nothing_is_kept(command):
-    done = command("warmup", "-m", FIXTURE, "--cache-dir", "/dev/null")
+def test_warmup_fails_where_nothing_is_kept(command, few_kernels_file):
+    done = command("warmup", "-m", few_kernels_file, "--cache-dir", "/dev/null")
     assert done.returncode == 1
     assert b"\nError: no cache directory keeps the kernels" in done.stderr
 

@@ -264,10 +264,11 @@ def test_sampling_may_be_given_whole(model):
     assert a["choices"][0]["text"] == b["choices"][0]["text"]
 
 
-def test_progress_names_its_stages(kernel_cache, tmp_path):
+def test_progress_names_its_stages(few_kernels_file, tmp_path):
     seen = set()
+    options = {"threads": 1, "cache_dir": tmp_path / "cold"}
     with gguf_moe.load(
-        FIXTURE, threads=1, cache_dir=tmp_path / "cold", progress=lambda stage, done, total: seen.add(stage)
+        few_kernels_file, **options, progress=lambda stage, done, total: seen.add(stage)
     ) as model:
         assert model.load_times.n_compiled > 10
         list(model.generate([5, 6], max_tokens=1, progress=lambda stage, done, total: seen.add(stage)))

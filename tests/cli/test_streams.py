@@ -129,11 +129,11 @@ def test_ctrl_c_ends_soon_with_130(kernel_cache, tmp_path):
     assert b"Traceback" not in error
 
 
-def test_a_terminal_sees_progress_that_is_wiped_again(kernel_cache, tmp_path):
+def test_a_terminal_sees_progress_that_is_wiped_again(kernel_cache, few_kernels_file, tmp_path):
     leader, follower = pty.openpty()
     environ = environment(kernel_cache) | {"GGUF_MOE_CACHE_DIR": str(tmp_path / "cold")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "gguf_moe", "warmup", "-m", str(FIXTURE)],
+        [sys.executable, "-m", "gguf_moe", "warmup", "-m", str(few_kernels_file)],
         stdout=subprocess.DEVNULL,
         stderr=follower,
         env=environ,

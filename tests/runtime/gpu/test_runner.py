@@ -104,8 +104,15 @@ def test_scales_biases_and_weighed_inputs_of_experts_count_wherever_they_are(
     assert ((results[0] - expected) ** 2).mean() / (expected**2).mean() < 1e-3
 
 
-@pytest.mark.parametrize("qtype", [GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.F32], ids=lambda qtype: qtype.name)
-@pytest.mark.parametrize(("rates", "n_rows"), [(Rates(1.0, 100.0), 256), (Rates(1.0, 0.3), 160)])
+@pytest.mark.parametrize(
+    ("qtype", "rates", "n_rows"),
+    [
+        (GGMLType.Q4_K, Rates(1.0, 100.0), 256),
+        (GGMLType.Q4_K, Rates(1.0, 0.3), 160),
+        (GGMLType.Q8_0, Rates(1.0, 0.3), 160),
+        (GGMLType.F32, Rates(1.0, 0.3), 160),
+    ],
+)
 def test_down_matrices_that_come_over_the_link_change_no_bit(
     hybrid_context, tmp_path, tiny_gguf, assert_same_bits, monkeypatch, qtype, rates, n_rows
 ):
