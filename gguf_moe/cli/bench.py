@@ -59,9 +59,11 @@ class Counts(click.ParamType):
 @click.option("-d", "--n-depth", type=Counts(0), default="0", show_default=True, help="Tokens before these.")
 @click.option("-t", "--threads", type=Counts(1, MAX_THREADS), help="CPU threads.  [default: cores]")
 @click.option(
-    "-r", "--repetitions", default=5, show_default=True, type=click.IntRange(1), help="Of each test."
+    "-r", "--repetitions", default=5, show_default=True, type=click.IntRange(1), help="Runs of each test."
 )
-@click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Longest context.  [default: the file's]")
+@click.option(
+    "--ctx", "n_ctx", type=click.IntRange(1), help="Longest context, in tokens.  [default: the file's]"
+)
 @device_option
 @vram_option
 @policy_option

@@ -62,7 +62,12 @@ policy_option = click.option(
     show_default=True,
     help="Which experts the GPU keeps: decayed, lru, s3-fifo, fifo or static.",
 )
-kv_option = click.option("--kv", "kv_type", type=click.Choice(KV_TYPES), help="Type of the KV cache.")
+kv_option = click.option(
+    "--kv",
+    "kv_type",
+    type=click.Choice(KV_TYPES),
+    help="Type of the KV cache.  [default: f16; f32 for F32 files]",
+)
 no_mmap_option = click.option(
     "--no-mmap", is_flag=True, help="Read the file into memory instead of mapping it."
 )
@@ -90,7 +95,9 @@ class NewFile(click.Path):
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command with a running model has; they arrive as one dict, `runtime`."""
     options: tuple[Callable[..., Any], ...] = (
-        click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Context.  [default: the file's]"),
+        click.option(
+            "--ctx", "n_ctx", type=click.IntRange(1), help="Context, in tokens.  [default: the file's]"
+        ),
         click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads.  [default: cores]"),
         device_option,
         vram_option,

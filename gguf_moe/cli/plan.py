@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("path", metavar="FILE")
 @click.option("--vram", metavar="SIZE", help="Plan for a GPU with so much memory, as 12G.  [default: none]")
 @click.option("--ram", metavar="SIZE", help="Plan for so much main memory.  [default: what is available]")
-@click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Context.  [default: at most 4096]")
+@click.option("--ctx", "n_ctx", type=click.IntRange(1), help="Context, in tokens.  [default: at most 4096]")
 @click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads.  [default: cores]")
 @kv_option
 @click.option("--measure/--no-measure", default=True, help="Run some layers, the first time.  [default: yes]")

@@ -22,7 +22,7 @@ GRACE_S = 5
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes any.")
 @click.option(
-    "--parallel", default=4, show_default=True, type=click.IntRange(1, 256), help="Answers at the same time."
+    "--parallel", default=4, show_default=True, type=click.IntRange(1, 256), help="Answers written at once."
 )
 @click.option(
     "--queue",
@@ -30,7 +30,7 @@ GRACE_S = 5
     default=64,
     show_default=True,
     type=click.IntRange(0),
-    help="How many may wait.",
+    help="Requests that may wait.",
 )
 @click.option(
     "--api-key", envvar="GGUF_MOE_API_KEY", help="Key that clients must send.  [env: GGUF_MOE_API_KEY]"
@@ -44,7 +44,7 @@ GRACE_S = 5
     default=600.0,
     show_default=True,
     type=click.FloatRange(1),
-    help="Seconds.",
+    help="Seconds that an answer may take.",
 )
 @runtime_options
 def serve(
