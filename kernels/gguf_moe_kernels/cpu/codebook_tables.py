@@ -143,18 +143,14 @@ def _make_part(part: int, width: int, shifts: list[int], table: list[int]) -> Ca
 
 
 def make_quants(
-    codes: Callable[..., Any],
-    weights_of: Callable[..., Any],
-    signs: Callable[..., Any],
-    is_shift: bool = False,
+    codes: Callable[..., Any], weights_of: Callable[..., Any], signs: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """A type's quants(w, k) (block.py), signed or with `is_shift`, from what the makers of products take."""
+    """A type's quants(w, k) (block.py), signed, from what `products_of_signed_codes` takes."""
 
     @njit
     def quants(w, k):
         of_w, _ = codes(w, w)
-        weights, bits = weights_of(of_w, k), eight_bytes(signs(w, w), k)
-        return add_where(weights, bits, 2) if is_shift else negative_where(weights, bits)
+        return negative_where(weights_of(of_w, k), eight_bytes(signs(w, w), k))
 
     return quants
 

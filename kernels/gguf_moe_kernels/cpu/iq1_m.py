@@ -11,7 +11,7 @@ from numba import njit
 from gguf_moe_kernels.cpu.bits import add_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
 from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, all_bits_without, make_fields
-from gguf_moe_kernels.cpu.codebook import bytes_of_3_bits, make_codebook, odd, times
+from gguf_moe_kernels.cpu.codebook import bytes_of_3_bits, odd, times
 from gguf_moe_kernels.cpu.codebook_offsets import (
     HAS_OFFSETS,
     SIGNS,
@@ -24,11 +24,10 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
     make_codes_of_11_bits,
-    make_quants,
     make_weights,
     products_of_shifted_codes,
 )
-from gguf_moe_kernels.cpu.iq1_s import EIGHTH, LOWEST
+from gguf_moe_kernels.cpu.iq1_s import EIGHTH, LOWEST, entry_of
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x16, load_i8x32, low_f16
@@ -48,8 +47,34 @@ def unpack_header(places, apart, header):
     store_d(header, times(low_f16(half), EIGHTH))
 
 
+@njit
+def quants(w, k):
+    """Weights 64k .. 64k + 63 as bytes 0..18."""
+    a, high = w + 8 * k, load_u32(w, 32 + 4 * k)
+    entries = entry_of(
+        load_u8(a, 0) | high << 8 & 0x700,
+        load_u8(a, 1) | high << 4 & 0x700,
+        load_u8(a, 2) | high & 0x700,
+        load_u8(a, 3) | high >> 4 & 0x700,
+        load_u8(a, 4) | high >> 8 & 0x700,
+        load_u8(a, 5) | high >> 12 & 0x700,
+        load_u8(a, 6) | high >> 16 & 0x700,
+        load_u8(a, 7) | high >> 20 & 0x700,
+    )
+    return add_where(entries, bytes_of_high_bits(high ^ 0x88888888), 2)
+
+
+@njit
+def bytes_of_high_bits(nibbles):
+    """Eight bytes, with all bits set where the nibble's highest bit is."""
+    bits = nibbles >> 3
+    low = bits & 1 | bits << 4 & 1 << 8 | bits << 8 & 1 << 16 | bits << 12 & 1 << 24
+    high = bits << 16 & 1 << 32 | bits << 20 & 1 << 40 | bits << 24 & 1 << 48 | bits << 28 & 1 << 56
+    return (low | high) * 0xFF
+
+
 meeting = None
-if HAS_TABLES:
+if HAS_TABLES:  # with many tokens reading entries is faster
     weights_of, codes_at = make_weights(LOWEST), make_codes_of_11_bits(LOWEST)
     nibbles = make_fields([*range(0, 32, 4)])
 
@@ -64,36 +89,7 @@ if HAS_TABLES:
         """All bits of a byte for each entry whose shift is positive."""
         return all_bits_without(nibbles(join(load_i8x16(w, 32), load_i8x16(v, 32))), 8)
 
-    quants = make_quants(codes, weights_of, shifts, is_shift=True)
     meeting = products_of_shifted_codes(LAYOUT, codes, weights_of, shifts)
-
-else:
-    entry_of = make_codebook(LOWEST)
-
-    @njit
-    def quants(w, k):
-        """Weights 64k .. 64k + 63 as bytes 0..18."""
-        a, high = w + 8 * k, load_u32(w, 32 + 4 * k)
-        entries = entry_of(
-            load_u8(a, 0) | high << 8 & 0x700,
-            load_u8(a, 1) | high << 4 & 0x700,
-            load_u8(a, 2) | high & 0x700,
-            load_u8(a, 3) | high >> 4 & 0x700,
-            load_u8(a, 4) | high >> 8 & 0x700,
-            load_u8(a, 5) | high >> 12 & 0x700,
-            load_u8(a, 6) | high >> 16 & 0x700,
-            load_u8(a, 7) | high >> 20 & 0x700,
-        )
-        return add_where(entries, bytes_of_high_bits(high ^ 0x88888888), 2)
-
-    @njit
-    def bytes_of_high_bits(nibbles):
-        """Eight bytes, with all bits set where the nibble's highest bit is."""
-        bits = nibbles >> 3
-        low = bits & 1 | bits << 4 & 1 << 8 | bits << 8 & 1 << 16 | bits << 12 & 1 << 24
-        high = bits << 16 & 1 << 32 | bits << 20 & 1 << 40 | bits << 24 & 1 << 48 | bits << 28 & 1 << 56
-        return (low | high) * 0xFF
-
 
 if HAS_OFFSETS:
     low_bits = make_field(8, 1, [2], 0x1FE)

@@ -26,7 +26,6 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
     make_codes_of_11_bits,
-    make_quants,
     make_weights,
     products_of_shifted_codes,
 )
@@ -40,6 +39,7 @@ LAYOUT = Layout(block_size=256, type_size=50, largest=18, offset=9)
 EIGHTH = np.float32(0.125)
 LOWEST = (8 * CODEBOOKS[GGMLType.IQ1_S] + 8).astype(np.int8)
 """What is stored where the shift is negative; two more where it is positive."""
+entry_of = make_codebook(LOWEST)
 
 
 @njit
@@ -58,8 +58,26 @@ def unpack_header(places, apart, header):
     store_scales(header, 1, as_bytes(odd(second)))
 
 
+@njit
+def quants(w, k):
+    """The weights of groups 2k and 2k + 1 as bytes 0..18."""
+    a, high = w + 2 + 8 * k, load_u32(w, 34 + 4 * k)
+    entries = entry_of(
+        load_u8(a, 0) | high << 8 & 0x700,
+        load_u8(a, 1) | high << 5 & 0x700,
+        load_u8(a, 2) | high << 2 & 0x700,
+        load_u8(a, 3) | high >> 1 & 0x700,
+        load_u8(a, 4) | high >> 8 & 0x700,
+        load_u8(a, 5) | high >> 11 & 0x700,
+        load_u8(a, 6) | high >> 14 & 0x700,
+        load_u8(a, 7) | high >> 17 & 0x700,
+    )
+    positive = (high & 0x80008000) ^ 0x80008000
+    return add_where(entries, (positive >> 15 & 1 | positive << 1 & 1 << 32) * 0xFFFFFFFF, 2)
+
+
 meeting = None
-if HAS_TABLES:
+if HAS_TABLES:  # with many tokens reading entries is faster
     weights_of, codes_at = make_weights(LOWEST), make_codes_of_11_bits(LOWEST)
     high_bits, signs_of_shifts = make_fields([0, 3, 6, 9, 16, 19, 22, 25]), make_fields([8] * 4 + [24] * 4)
 
@@ -74,29 +92,7 @@ if HAS_TABLES:
         """All bits of a byte for each entry whose shift is positive."""
         return all_bits_without(signs_of_shifts(join(load_i8x16(w, 34), load_i8x16(v, 34))), 128)
 
-    quants = make_quants(codes, weights_of, shifts, is_shift=True)
     meeting = products_of_shifted_codes(LAYOUT, codes, weights_of, shifts)
-
-else:
-    entry_of = make_codebook(LOWEST)
-
-    @njit
-    def quants(w, k):
-        """The weights of groups 2k and 2k + 1 as bytes 0..18."""
-        a, high = w + 2 + 8 * k, load_u32(w, 34 + 4 * k)
-        entries = entry_of(
-            load_u8(a, 0) | high << 8 & 0x700,
-            load_u8(a, 1) | high << 5 & 0x700,
-            load_u8(a, 2) | high << 2 & 0x700,
-            load_u8(a, 3) | high >> 1 & 0x700,
-            load_u8(a, 4) | high >> 8 & 0x700,
-            load_u8(a, 5) | high >> 11 & 0x700,
-            load_u8(a, 6) | high >> 14 & 0x700,
-            load_u8(a, 7) | high >> 17 & 0x700,
-        )
-        positive = (high & 0x80008000) ^ 0x80008000
-        return add_where(entries, (positive >> 15 & 1 | positive << 1 & 1 << 32) * 0xFFFFFFFF, 2)
-
 
 if HAS_OFFSETS:
     low_bits = make_field(8, 1, [2], 0x1FE)

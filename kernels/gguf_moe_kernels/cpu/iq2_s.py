@@ -62,6 +62,7 @@ if HAS_TABLES:
 
     @njit
     def codes(w, v):
+        """Of two blocks the codes of their entries."""
         indices = join(load_i8x32(w, 2), load_i8x32(v, 2))
         above = pairs_of_bits(load_i64(w, 66), load_i64(v, 66))
         eighth, ninth = mask_of_bit(above, 1), mask_of_bit(above, 2)
@@ -70,6 +71,7 @@ if HAS_TABLES:
 
     @njit
     def signs(w, v):
+        """The signs of w's weights, a bit each, and then of v's."""
         return join(load_i8x32(w, 34), load_i8x32(v, 34))
 
     quants = make_quants(codes, weights_of, signs)

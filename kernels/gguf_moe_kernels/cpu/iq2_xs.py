@@ -66,6 +66,7 @@ if HAS_TABLES:
 
     @njit
     def codes(w, v):
+        """Of two blocks the codes of their entries."""
         a, b = load_i8x64(w, 2), load_i8x64(v, 2)
         indices, eighth = even_bytes(a, b), mask_of_bit(odd_bytes(a, b), 1)
         low_bytes, high_bytes = low(indices, eighth, 0, 0), high(indices, eighth, 0, 0)
@@ -73,6 +74,7 @@ if HAS_TABLES:
 
     @njit
     def signs(w, v):
+        """The signs of w's weights, a bit each, and then of v's."""
         return signs_of(odd_bytes(load_i8x64(w, 2), load_i8x64(v, 2)))
 
     quants = make_quants(codes, weights_of, signs)

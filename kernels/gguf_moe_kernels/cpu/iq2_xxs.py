@@ -66,12 +66,14 @@ if HAS_TABLES:
 
     @njit
     def codes(w, v):
+        """Of two blocks the codes of their entries."""
         indices = even_fours(load_i8x64(w, 2), load_i8x64(v, 2))
         a, b = low(indices, 0, 0, 0), high(indices, 0, 0, 0)
         return codes_of_first(a, b), codes_of_second(a, b)
 
     @njit
     def signs(w, v):
+        """The signs of w's weights, a bit each, and then of v's."""
         return signs_of(odd_fours(load_i8x64(w, 2), load_i8x64(v, 2)))
 
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_XXS])

@@ -70,10 +70,12 @@ if HAS_TABLES:
 
     @njit
     def codes(w, v):
+        """Of two blocks the codes of their entries."""
         return codes_of(w), codes_of(v)
 
     @njit
     def signs(w, v):
+        """The signs of w's weights, a bit each, and then of v's."""
         return signs_of(join(load_i8x32(w, 66), load_i8x32(v, 66)))
 
     quants = make_quants(codes, weights_of, signs)
