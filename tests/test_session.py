@@ -104,6 +104,9 @@ def test_every_damage_is_seen(load, saved, tmp_path):
             damaged.write_bytes(data[:length])
             with pytest.raises(gguf_moe.GGUFMoeError, match=r"damaged|no session"):
                 model.load_session(damaged)
+        damaged.write_bytes(data.replace(b'"version": 1', b'"version": 2'))
+        with pytest.raises(gguf_moe.GGUFMoeError, match="of version 2, not 1"):
+            model.load_session(damaged)
         damaged.write_bytes(data + b"x")
         with pytest.raises(gguf_moe.GGUFMoeError, match="damaged"):
             model.load_session(damaged)

@@ -241,10 +241,9 @@ def _why(name: HubName, endpoint: str, error: Exception) -> str:
     number = getattr(error, "errno", None)
     if number == errno.ENOSPC:
         return f"{name}: the disk is full; make room and pull again, which goes on where it ended."
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return (
-            f"{name}: {getattr(error, 'filename', None)} cannot be written; let HF_HOME name another place."
-        )
+    if path := getattr(error, "filename", None):
+        reason = getattr(error, "strerror", error)
+        return f"{name}: {path} cannot be written ({reason}); let HF_HOME name another place."
     return (
         f"{name}: {endpoint} cannot be reached, or the connection broke off ({type(error).__name__}); "
         "try again, which goes on where it ended, or take what the cache has with --offline."

@@ -121,6 +121,13 @@ def test_a_full_disk_is_seen_before_and_while_it_fills(hub, pull, monkeypatch):
         pull("hf:owner/name", full)
 
 
+def test_a_cache_that_cannot_be_made_is_named(hub, tmp_path):
+    hub.files = {"x.gguf": b"GGUF"}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HubError, match=r"file/hub.* cannot be written \(Not a directory\); let HF_HOME"):
+        Pull(NAME, cache_dir=tmp_path / "file" / "hub", endpoint=hub.endpoint).run()
+
+
 def test_without_a_network_the_cache_is_named(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: refused
