@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,14 @@ def command(kernel_cache):
         )
 
     return run
+
+
+@pytest.fixture
+def hears_ctrl_c():
+    """SIGINT raises KeyboardInterrupt, as in the foreground; a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

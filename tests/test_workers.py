@@ -71,6 +71,7 @@ def test_an_unusable_cache_directory_is_none_of_their_business(tmp_path):
     assert KernelLibrary(tmp_path / "file" / "kernels", pytest.fail).prepare(KERNELS) == 3
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_ends_them_all(tmp_path, started):
     def interrupt(name, done, total):
         os.kill(os.getpid(), signal.SIGINT)

@@ -25,6 +25,7 @@ def expect_right_steps(context, expected):
     np.testing.assert_array_equal(context.extend([1], 1), expected)
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_while_the_crew_does_not_answer(hybrid_context, moe_file, monkeypatch):
     with hybrid_context(moe_file, 0) as context:
         expected = context.extend([1], 1).copy()
