@@ -111,7 +111,9 @@ class Model:
         placement.check_memory(4 * len(ids) * self.hparams.n_vocab, f"the logits of {len(ids)} tokens")
         with self._in_use():
             self._context.truncate(0)
-            return self._context.extend(ids, len(ids), stage_of(progress, "prompt"))
+            logits = self._context.extend(ids, len(ids), stage_of(progress, "prompt"))
+            # Those of a single chunk are in the context's own memory.
+            return logits if logits.flags.owndata else logits.copy()
 
     def generate(
         self,

@@ -166,8 +166,9 @@ class Context:
     def extend(self, tokens: Sequence[int], n_outputs: int, progress: Progress | None = None) -> np.ndarray:
         """Append tokens to the first sequence, chunk by chunk; the logits of the last n_outputs of them.
 
-        Returns float32 [n_outputs, n_vocab]. If it is interrupted, the cache holds the chunks that were
-        finished; with recurrent layers it goes back to kept states or to nothing. Raises ContextFullError.
+        Returns float32 [n_outputs, n_vocab], until the next step. If it is interrupted, the cache holds the
+        chunks that were finished; with recurrent layers it goes back to kept states or to nothing. Raises
+        ContextFullError.
         """
         self._check_room(self.sequences[0], len(tokens))
         n = len(tokens)
@@ -181,9 +182,11 @@ class Context:
             end += len(chunk)
             wanted = min(len(chunk), max(0, end - (n - n_outputs)))
             first = end - wanted - (n - n_outputs)
-            logits[first : first + wanted] = self._run(
-                [Part(self.sequences[0], chunk, wanted, keeps_states)]
-            )[0]
+            of_chunk = self._run([Part(self.sequences[0], chunk, wanted, keeps_states)])[0]
+            if wanted == n_outputs:
+                logits = of_chunk
+            else:
+                logits[first : first + wanted] = of_chunk
             if progress:
                 progress(end, n)
         return logits

@@ -147,7 +147,7 @@ class DeviceMemory:
         layout, host = Layout(), Layout()
         host.add(8 * len(_WORDS))  # the step's numbers come first
         offsets: dict[str, tuple[Layout, int]] = {}
-        self._inputs: dict[str, tuple[int, Buffer]] = {}
+        places: dict[str, tuple[int, Buffer]] = {}
         for buffer in buffers:
             if buffer.name in shared:
                 continue
@@ -155,8 +155,10 @@ class DeviceMemory:
             offset = where.add(buffer.rows * row_size(buffer))
             offsets[buffer.name] = where, offset
             if where is host:
-                self._inputs[buffer.name] = offset, buffer
+                places[buffer.name] = offset, buffer
         self._host = device.pinned(host.size)
+        self._words = self._host[: 8 * len(_WORDS)].view(np.int64)
+        self._inputs = {name: _array(self._host[at:], buffer) for name, (at, buffer) in places.items()}
         self._host_address = self._host.__array_interface__["data"][0]
         bases = {id(where): self._allocate(max(where.size, 1)) for where in (layout, host)}
         self._base = bases[id(host)]
@@ -196,18 +198,21 @@ class DeviceMemory:
 
     def set_step(self, n_past: int, n_tokens: int, n_outputs: int, n_places: int, number: int) -> None:
         """The numbers of the coming step; `number` counts steps from 1."""
-        words = self._host[: 8 * len(_WORDS)].view(np.int64)
-        words[:] = (n_past, n_tokens, n_outputs, n_places, number, 0)
+        self._words[:] = (n_past, n_tokens, n_outputs, n_places, number, 0)
 
     def input(self, name: str) -> np.ndarray:
         """An input's array in main memory: [rows, cols]."""
-        offset, buffer = self._inputs[name]
-        data = self._host[offset : offset + buffer.rows * row_size(buffer)]
-        return data.view(DTYPES[buffer.kind]).reshape(buffer.rows, buffer.cols)
+        return self._inputs[name]
 
     def copy_inputs(self, stream: object) -> None:
         """Queue the copy of the step's numbers and inputs to the device."""
         self._device.copy(stream, self._base, self._host_address, self._host.nbytes)
+
+
+def _array(memory: np.ndarray, buffer: Buffer) -> np.ndarray:
+    """The first bytes of u8 memory as a buffer's rows."""
+    data = memory[: buffer.rows * row_size(buffer)]
+    return data.view(DTYPES[buffer.kind]).reshape(buffer.rows, buffer.cols)
 
 
 class _Nowhere:

@@ -62,13 +62,13 @@ class ExpertSlots:
         """By slot, the expert whose bytes lie there as far as the tables say."""
         self._end = self._lent = 0
         """Where the memory of all slots ends, and how much of it before that is lent."""
-        self._chosen: list[list[int]] = []
+        self._chosen: np.ndarray | None = None
         """What the last step chose, until the cache is told."""
         self._decided: list[Upload] = []
         """Uploads that have not begun. Those that leave for them may still be in the tables."""
         self._arriving: list[tuple[Upload, Any]] = []
-        self._arrived: list[Upload] = []
-        """Uploads that are not in the tables yet."""
+        self._arrived: list[tuple[Upload, list[int]]] = []
+        """Uploads that are not in the tables yet, and where each role is."""
         self._returning: list[tuple[Upload, Any]] = []
         self._decision_s = 0.0
         """How long the last decision took."""
@@ -105,7 +105,7 @@ class ExpertSlots:
         n_missing = self.tables.n_missing(ids)
         self.hits += ids.size - n_missing
         self.misses += n_missing
-        self._chosen = ids.tolist()
+        self._chosen = ids
         if self._decision_s < SMALL_SHARE * step_s:
             self._finish()
             self._decide()
@@ -121,7 +121,7 @@ class ExpertSlots:
 
     def work_beside(self) -> None:
         """While a step runs that has begun since `begin_step`: let the thread start uploads, and decide."""
-        if self._chosen or self._decided or self._arriving:
+        if self._chosen is not None or self._decided or self._arriving:
             self._work = self._thread.submit(self._keep_books)
 
     def settle(self) -> None:
@@ -130,7 +130,7 @@ class ExpertSlots:
         Raises DeviceError if nothing arrives for STEP_LIMIT_S.
         """
         self._finish()
-        while self._chosen or self._decided:
+        while self._chosen is not None or self._decided:
             self._keep_books()
             self._finish()
         while n := len(self._arriving) + len(self._returning):
@@ -200,14 +200,15 @@ class ExpertSlots:
         while self._arriving and self._uploads.is_done(self._arriving[0][1]):
             upload = self._arriving.pop(0)[0]
             self.cache.commit(upload)
-            self._arrived.append(upload)
-        if self._chosen:
+            self._arrived.append((upload, self._places(upload)))
+        if self._chosen is not None:
             self._decide()
 
     def _decide(self) -> None:
         start = time.perf_counter()
-        chosen, self._chosen = self._chosen, []
-        self._decided += self.cache.used(chosen)
+        chosen, self._chosen = self._chosen, None
+        if chosen is not None:
+            self._decided += self.cache.used(chosen.tolist())
         self._decision_s = time.perf_counter() - start
 
     def _finish(self) -> None:
@@ -219,8 +220,8 @@ class ExpertSlots:
                 raise DeviceError("the uploads of experts do not get on; load the model again.") from e
             self._work = None
         while self._arrived:
-            upload = self._arrived[-1]
-            self.tables.enter(upload.il, upload.ie, self._places(upload))
+            upload, places = self._arrived[-1]
+            self.tables.enter(upload.il, upload.ie, places)
             self._owners[upload.il][upload.slot] = upload.ie
             self._arrived.pop()
         for upload in self._decided:
