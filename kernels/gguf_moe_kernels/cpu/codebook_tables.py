@@ -8,7 +8,7 @@ one instruction that shifts every byte on its own, and one that looks the levels
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -52,13 +52,27 @@ def _number_codes(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     return (np.searchsorted(levels, entries) << np.arange(width) * bits).sum(axis=1), levels, bits
 
 
-def make_codes(entries: np.ndarray) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`make_table` of the low bytes of the codes of an int8 [n, width] codebook, and of the high ones."""
+def make_codes(
+    entries: np.ndarray, firsts: Iterable[int] = range(32), seconds: Iterable[int] = range(32, 64)
+) -> Callable[..., Any]:
+    """codes_at(indices, eighth, ninth, tenth): of 64 entries of an int8 [n, width] codebook the codes.
+
+    A half is i16x32: of the entries at `firsts`, or of those at `seconds`. The arguments: see `make_table`.
+    """
     codes, _, _ = _number_codes(entries)
-    return make_table(codes & 255), make_table(codes >> 8)
+    low, high = make_table(codes & 255), make_table(codes >> 8)
+    first_codes, second_codes = _make_joined(firsts), _make_joined(seconds)
+
+    @njit
+    def codes_at(indices, eighth, ninth, tenth):
+        low_bytes = low(indices, eighth, ninth, tenth)
+        high_bytes = high(indices, eighth, ninth, tenth)
+        return first_codes(low_bytes, high_bytes), second_codes(low_bytes, high_bytes)
+
+    return codes_at
 
 
-def make_joined(places: list[int]) -> Callable[..., Any]:
+def _make_joined(places: Iterable[int]) -> Callable[..., Any]:
     """An intrinsic joined(low, high): 32 codes from their bytes at `places`, as i16x32."""
     from_both = [place + half for place in places for half in (0, 64)]
 
@@ -72,24 +86,18 @@ def make_joined(places: list[int]) -> Callable[..., Any]:
     return joined
 
 
-first_codes, second_codes = make_joined([*range(32)]), make_joined([*range(32, 64)])
-
-
 def make_codes_of_11_bits(entries: np.ndarray) -> Callable[..., Any]:
-    """codes_at(indices, above): of 64 indices the codes of the first 32, and of the others, as i16x32.
+    """codes_at(indices, above), as `make_codes` gives them.
 
     The lowest three bits of the bytes `above` stand above those of `indices`.
     """
-    low, high = make_codes(entries)
+    codes_at = make_codes(entries)
 
     @njit
-    def codes_at(indices, above):
-        eighth, ninth, tenth = mask_of_bit(above, 1), mask_of_bit(above, 2), mask_of_bit(above, 4)
-        low_bytes = low(indices, eighth, ninth, tenth)
-        high_bytes = high(indices, eighth, ninth, tenth)
-        return first_codes(low_bytes, high_bytes), second_codes(low_bytes, high_bytes)
+    def codes_at_11_bits(indices, above):
+        return codes_at(indices, mask_of_bit(above, 1), mask_of_bit(above, 2), mask_of_bit(above, 4))
 
-    return codes_at
+    return codes_at_11_bits
 
 
 def make_weights(entries: np.ndarray) -> Callable[..., Any]:

@@ -30,12 +30,10 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
     store_i16x32,
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
-    first_codes,
     make_codes,
     make_quants,
     make_weights,
     products_of_signed_codes,
-    second_codes,
 )
 from gguf_moe_kernels.cpu.memory import load_i64, load_u8
 from gguf_moe_kernels.cpu.tile import make_tile
@@ -57,7 +55,7 @@ def unpack_header(places, apart, header):
 
 meeting = None
 if HAS_TABLES:
-    low, high = make_codes(CODEBOOKS[GGMLType.IQ2_S])
+    codes_at = make_codes(CODEBOOKS[GGMLType.IQ2_S])
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_S])
 
     @njit
@@ -65,9 +63,7 @@ if HAS_TABLES:
         """Of two blocks the codes of their entries."""
         indices = join(load_i8x32(w, 2), load_i8x32(v, 2))
         above = pairs_of_bits(load_i64(w, 66), load_i64(v, 66))
-        eighth, ninth = mask_of_bit(above, 1), mask_of_bit(above, 2)
-        low_bytes, high_bytes = low(indices, eighth, ninth, 0), high(indices, eighth, ninth, 0)
-        return first_codes(low_bytes, high_bytes), second_codes(low_bytes, high_bytes)
+        return codes_at(indices, mask_of_bit(above, 1), mask_of_bit(above, 2), 0)
 
     @njit
     def signs(w, v):

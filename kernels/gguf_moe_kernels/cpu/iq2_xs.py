@@ -32,13 +32,11 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
     with_even_signs,
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
-    first_codes,
     make_codes,
     make_even_signs,
     make_quants,
     make_weights,
     products_of_signed_codes,
-    second_codes,
 )
 from gguf_moe_kernels.cpu.memory import load_i64
 from gguf_moe_kernels.cpu.tile import make_tile
@@ -60,7 +58,7 @@ def unpack_header(places, apart, header):
 
 meeting = None
 if HAS_TABLES:
-    low, high = make_codes(CODEBOOKS[GGMLType.IQ2_XS])
+    codes_at = make_codes(CODEBOOKS[GGMLType.IQ2_XS])
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_XS])
     signs_of = make_even_signs([*range(1, 64, 8)])
 
@@ -68,9 +66,7 @@ if HAS_TABLES:
     def codes(w, v):
         """Of two blocks the codes of their entries."""
         a, b = load_i8x64(w, 2), load_i8x64(v, 2)
-        indices, eighth = even_bytes(a, b), mask_of_bit(odd_bytes(a, b), 1)
-        low_bytes, high_bytes = low(indices, eighth, 0, 0), high(indices, eighth, 0, 0)
-        return first_codes(low_bytes, high_bytes), second_codes(low_bytes, high_bytes)
+        return codes_at(even_bytes(a, b), mask_of_bit(odd_bytes(a, b), 1), 0, 0)
 
     @njit
     def signs(w, v):

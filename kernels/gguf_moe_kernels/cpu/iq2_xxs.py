@@ -29,7 +29,6 @@ from gguf_moe_kernels.cpu.codebook_tables import (
     SEVEN_BITS,
     make_codes,
     make_even_signs,
-    make_joined,
     make_quants,
     make_weights,
     products_of_signed_codes,
@@ -58,18 +57,15 @@ def unpack_header(places, apart, header):
 meeting = None
 if HAS_TABLES:
     # Four bytes of two blocks take turns.
-    low, high = make_codes(CODEBOOKS[GGMLType.IQ2_XXS])
     firsts = [8 * (i // 4) + i % 4 for i in range(32)]
     seconds = [place + 4 for place in firsts]
-    codes_of_first, codes_of_second = make_joined(firsts), make_joined(seconds)
+    codes_at = make_codes(CODEBOOKS[GGMLType.IQ2_XXS], firsts, seconds)
     signs_of = make_even_signs(SEVEN_BITS, firsts + seconds)
 
     @njit
     def codes(w, v):
         """Of two blocks the codes of their entries."""
-        indices = even_fours(load_i8x64(w, 2), load_i8x64(v, 2))
-        a, b = low(indices, 0, 0, 0), high(indices, 0, 0, 0)
-        return codes_of_first(a, b), codes_of_second(a, b)
+        return codes_at(even_fours(load_i8x64(w, 2), load_i8x64(v, 2)), 0, 0, 0)
 
     @njit
     def signs(w, v):

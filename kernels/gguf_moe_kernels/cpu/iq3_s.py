@@ -28,12 +28,10 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
     store_i16x32,
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
-    first_codes,
     make_codes,
     make_quants,
     make_weights,
     products_of_signed_codes,
-    second_codes,
 )
 from gguf_moe_kernels.cpu.memory import load_i64, load_u8
 from gguf_moe_kernels.cpu.tile import make_tile
@@ -53,19 +51,14 @@ def unpack_header(places, apart, header):
 
 meeting = None
 if HAS_TABLES:
-    low, high = make_codes(CODEBOOKS[GGMLType.IQ3_S])
+    codes_at = make_codes(CODEBOOKS[GGMLType.IQ3_S])
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ3_S])
-
-    @njit
-    def codes_of(w):
-        indices, eighth = load_i8x64(w, 2), load_i64(w, 66)
-        low_bytes, high_bytes = low(indices, eighth, 0, 0), high(indices, eighth, 0, 0)
-        return first_codes(low_bytes, high_bytes), second_codes(low_bytes, high_bytes)
 
     @njit
     def codes(w, v):
         """Of two blocks the codes of their entries."""
-        return codes_of(w), codes_of(v)
+        of_w = codes_at(load_i8x64(w, 2), load_i64(w, 66), 0, 0)
+        return of_w, codes_at(load_i8x64(v, 2), load_i64(v, 66), 0, 0)
 
     @njit
     def signs(w, v):

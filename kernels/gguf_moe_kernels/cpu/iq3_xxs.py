@@ -27,13 +27,11 @@ from gguf_moe_kernels.cpu.codebook_offsets import (
 )
 from gguf_moe_kernels.cpu.codebook_tables import (
     SEVEN_BITS,
-    first_codes,
     make_codes,
     make_even_signs,
     make_quants,
     make_weights,
     products_of_signed_codes,
-    second_codes,
 )
 from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, gather_columns
 from gguf_moe_kernels.cpu.memory import load_u8, load_u32
@@ -58,20 +56,14 @@ def unpack_header(places, apart, header):
 
 meeting = None
 if HAS_TABLES:
-    low, high = make_codes(CODEBOOKS[GGMLType.IQ3_XXS])
+    codes_at = make_codes(CODEBOOKS[GGMLType.IQ3_XXS])
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ3_XXS])
     signs_of = make_even_signs(SEVEN_BITS)
 
     @njit
-    def codes_of(w):
-        indices = load_i8x64(w, 2)
-        low_bytes, high_bytes = low(indices, 0, 0, 0), high(indices, 0, 0, 0)
-        return first_codes(low_bytes, high_bytes), second_codes(low_bytes, high_bytes)
-
-    @njit
     def codes(w, v):
         """Of two blocks the codes of their entries."""
-        return codes_of(w), codes_of(v)
+        return codes_at(load_i8x64(w, 2), 0, 0, 0), codes_at(load_i8x64(v, 2), 0, 0, 0)
 
     @njit
     def signs(w, v):
