@@ -115,11 +115,6 @@ class Cache:
         """The slot of every expert of a layer, or MISSING. The list is the cache's own: do not change it."""
         return self._tables[il]
 
-    @property
-    def tables(self) -> list[list[int]]:
-        """The tables of all layers, as `table` gives them."""
-        return self._tables
-
     def used(self, step_ids: Sequence[Sequence[int]]) -> list[Upload]:
         """A step chose these experts, [n_layer] of plain ints each; the uploads to start because of it."""
         n_requests, missed = 0, []

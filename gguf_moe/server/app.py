@@ -91,8 +91,9 @@ class Server:
     async def experts(self, request: Request) -> Response:
         """Each expert's share of its layer's choices lately, and which of them the GPU holds."""
         use, slots = self._worker.scheduler.use, self._model.gpu and self._model.gpu.slots
-        held = slots and [[slot != MISSING for slot in table] for table in slots.cache.tables]
-        hit_rate = slots.hit_rate if slots else None
+        cache = slots and slots.cache
+        held = cache and [[slot != MISSING for slot in cache.table(i)] for i in range(cache.n_layer)]
+        hit_rate = slots.counts.hit_rate if slots else None
         return JSONResponse(
             {"layers": use.layers, "shares": use.shares(), "on_gpu": held, "hit_rate": hit_rate}
         )

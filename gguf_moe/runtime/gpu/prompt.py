@@ -117,10 +117,10 @@ class PromptProgram:
         """Of the step that was run last: float32 [n_outputs, n_vocab]."""
         return self._buffers.logits(n_outputs)
 
-    def chosen(self, n: int) -> list[list[int]]:
-        """For each layer with experts the ids that the router chose for n tokens."""
+    def chosen(self, n: int) -> np.ndarray:
+        """The ids that the routers of layers with experts chose for n tokens: int32 [layers, n * used]."""
         ids = self._chosen.view(np.int32).reshape(len(self._ids), -1)
-        return [of_layer.tolist() for of_layer in ids[:, : n * self._n_expert_used]]
+        return ids[:, : n * self._n_expert_used].copy()
 
     def _queue(self, number: int, step: Step, embed: Embed, stream: Any) -> None:
         """Put all of a step on the stream."""

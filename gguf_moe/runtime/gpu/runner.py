@@ -185,11 +185,12 @@ class GpuRunner:
 
     def usage(self) -> Usage:
         """What happened since loading. Between steps only."""
+        counts = self.slots.counts
         return Usage(
             n_tokens=self._n_tokens,
-            hits=self.slots.hits,
-            misses=self.slots.misses,
-            uploads=self.slots.cache.counts.uploads,
+            hits=counts.hits,
+            misses=counts.misses,
+            uploads=counts.uploads,
             uploaded_bytes=self.slots.uploaded_bytes + self._long.streamed_bytes,
             step_s=self._step_s,
             gpu_waited_s=sum(program.waited_ns(self._stream) for program in self._hybrids) / 1e9,
@@ -197,7 +198,7 @@ class GpuRunner:
         )
 
     def chosen(self, n_tokens: int) -> list[np.ndarray]:
-        return [np.array(ids, np.int32).reshape(n_tokens, -1) for ids in self._last.chosen(n_tokens)]
+        return [ids.reshape(n_tokens, -1) for ids in self._last.chosen(n_tokens)]
 
     def read(self, name: str, start: int, nbytes: int) -> np.ndarray:
         return self.caches.read(name, start, nbytes)

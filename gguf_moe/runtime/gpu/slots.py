@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from gguf_moe.arch.weights import Experts
-from gguf_moe.errors import DeviceError
 from gguf_moe.experts.budget import aligned, slot_size
-from gguf_moe.experts.cache import MISSING, Cache, Upload
+from gguf_moe.experts.cache import MISSING, Cache, Counts, Upload
 from gguf_moe.experts.policies import Heat
-from gguf_moe.runtime.gpu import device as gpu_device
 from gguf_moe.runtime.gpu.device import Device, wait_until
 from gguf_moe.runtime.gpu.memory import Area, DeviceWeights
 from gguf_moe.runtime.gpu.tables import ROLES, ExpertTables
@@ -51,9 +49,9 @@ class ExpertSlots:
         self._device = device
         self._layers = layers
         self._uploads: Uploads = DirectUploads(device) if is_registered else StagedUploads(device)
-        self.n_expert = len(layers[0].ffn_gate_exps.nbytes) if layers else 0
-        self.cache = Cache(len(layers), self.n_expert, [0] * len(layers), policy, max_in_flight=MAX_IN_FLIGHT)
         self.tables = ExpertTables(device, layers, weights)
+        self.n_expert = self.tables.addresses.shape[2]
+        self.cache = Cache(len(layers), self.n_expert, [0] * len(layers), policy, max_in_flight=MAX_IN_FLIGHT)
         self.sizes = [expert_slot_size(experts) for experts in layers]
         """Bytes of a slot of each layer."""
         self._bases = [0] * len(layers)
@@ -75,8 +73,8 @@ class ExpertSlots:
         self._thread = ThreadPoolExecutor(1, "gguf-moe experts")
         self._work: Future[None] | None = None
         self.uploaded_bytes = 0
-        self.hits = self.misses = 0
-        """Choices of experts that the device held, and others, in all steps."""
+        self.counts = Counts()
+        """What steps found in the tables, and what came into these; the cache's own are of its decisions."""
 
     def allocate(self, slots_per_layer: Sequence[int]) -> None:
         """Make room for so many experts of each layer. With OutOfMemoryError there is none."""
@@ -92,19 +90,15 @@ class ExpertSlots:
         """Of the memory of all slots."""
         return self._nbytes
 
-    @property
-    def hit_rate(self) -> float:
-        """The share of the choices that the device held; 0 before the first step."""
-        return self.hits / max(1, self.hits + self.misses)
-
     def used(self, ids: np.ndarray, step_s: float) -> None:
         """A step of so many seconds chose these experts, int32 [layers, n].
 
         What follows is decided at once or, if that takes long, beside the next step.
         """
         n_missing = self.tables.n_missing(ids)
-        self.hits += ids.size - n_missing
-        self.misses += n_missing
+        self.counts.steps += 1
+        self.counts.hits += ids.size - n_missing
+        self.counts.misses += n_missing
         self._chosen = ids
         if self._decision_s < SMALL_SHARE * step_s:
             self._finish()
@@ -136,8 +130,8 @@ class ExpertSlots:
         while n := len(self._arriving) + len(self._returning):
             wait_until(lambda n=n: self._has_fewer(n), "an upload")  # type: ignore[misc]
 
-    def prefilled(self, ids: Sequence[Sequence[int]], n_tokens: int) -> None:
-        """A prompt of n_tokens chose these experts, for each layer; the best of them are brought."""
+    def prefilled(self, ids: np.ndarray, n_tokens: int) -> None:
+        """A prompt of n_tokens chose these experts, int32 [layers, n]; the best of them are brought."""
         self._finish()
         counts = [np.bincount(layer, minlength=self.n_expert).tolist() for layer in ids]
         self.cache.prefilled(counts, n_tokens)
@@ -214,16 +208,15 @@ class ExpertSlots:
     def _finish(self) -> None:
         """Wait for the thread, and write what it has found into the tables. It can be called again."""
         if self._work:
-            try:
-                self._work.result(gpu_device.STEP_LIMIT_S)
-            except TimeoutError as e:
-                raise DeviceError("the uploads of experts do not get on; load the model again.") from e
+            wait_until(self._work.done, "the start of an upload")
+            self._work.result()
             self._work = None
         while self._arrived:
             upload, places = self._arrived[-1]
             self.tables.enter(upload.il, upload.ie, places)
             self._owners[upload.il][upload.slot] = upload.ie
             self._arrived.pop()
+            self.counts.uploads += 1
         for upload in self._decided:
             if (ie := self._owners[upload.il].get(upload.slot)) is not None:
                 self.tables.leave(upload.il, ie)
