@@ -117,7 +117,7 @@ def threads_plan(model: str) -> Iterator[Arm]:
 def headline_plan() -> Iterator[Arm]:
     """Mixtral within 12 GB, 4096 positions; llama.cpp with as many layers' experts as fit there."""
     model = "mixtral-8x7b"
-    yield Arm(f"{model} llama.cpp, 12 layers' experts", model, n_cpu_moe=20)
+    yield Arm(f"{model} llama.cpp, 11 layers' experts", model, n_cpu_moe=21)
     config = gpu_arm.Config(vram="12G", n_ctx=4096)
     yield Arm(f"{model} ours 12G", model, config=config)
 

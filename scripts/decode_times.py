@@ -155,7 +155,7 @@ def main() -> None:
     args = p.parse_args()
     n_ctx = args.depth + 2 * args.n_predict
     for threads in args.threads:
-        with gguf_moe.load(args.model, n_ctx=n_ctx, threads=threads) as model:
+        with gguf_moe.load(args.model, n_ctx=n_ctx, threads=threads, device="cpu") as model:
             model._context.extend([FIRST_TOKEN + i for i in range(args.depth)], 1)
             meter = BandwidthMeter(model._loaded.library)
             before = meter.measure(threads) / 1e9

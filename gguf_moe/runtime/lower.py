@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from gguf_moe.checkpoint import Tensor
 from gguf_moe.graph.task import Buffer, Graph, Kind, Op, Task
@@ -26,8 +27,9 @@ ROWS_TOGETHER = 32
 """Rows of a weight that the kernels take side by side, for several tokens."""
 STREAMS = 4
 """The same for one token."""
-SMALL_CHUNK_BYTES, MOST_CHUNKS = 1 << 16, 16
-"""Of one token's weights each thread has up to MOST_CHUNKS chunks of at least so many bytes."""
+PAGE = 4096
+LEAST_BYTES = 1 << 16
+"""Of one token's weights threads take about so many bytes at a time in the end (cpu/matmul.py)."""
 
 
 def lower(graph: Graph, memory: Addresses, n_threads: int) -> list[Row]:
@@ -117,7 +119,8 @@ def _chunks(row_size: int, n_out: int, n_threads: int) -> dict[str, Value]:
     """How a matmul is cut."""
     return {
         "chunk_rows": _chunk_rows(row_size, n_out, n_threads),
-        "one_token_rows": _one_token_rows(row_size, n_out, n_threads),
+        "one_token_rows": _one_token_rows(row_size),
+        "least_rows": _least_rows(row_size, n_out, n_threads),
         "n_threads": n_threads,
     }
 
@@ -128,8 +131,23 @@ def _chunk_rows(row_size: int, n_out: int, n_threads: int) -> int:
     return max(1, wanted // ROWS_TOGETHER) * ROWS_TOGETHER
 
 
-def _one_token_rows(row_size: int, n_out: int, n_threads: int) -> int:
-    """Rows of one chunk for one token: threads wait for the last one, but each should still be a stream."""
-    n_chunks = min(MOST_CHUNKS, max(1, row_size * n_out // (n_threads * SMALL_CHUNK_BYTES)))
-    wanted = min(-(-n_out // (n_threads * n_chunks)), CHUNK_BYTES // row_size)
-    return max(1, -(-wanted // STREAMS)) * STREAMS
+def _one_token_rows(row_size: int) -> int:
+    """Rows of one call for one token, of at most CHUNK_BYTES: the number for which the streams, which are a
+    quarter of it apart, come to the ends of their pages at times that differ most."""
+    most = max(1, CHUNK_BYTES // row_size // STREAMS)
+
+    def apart(quarter: int) -> int:
+        places = sorted(i * quarter * row_size % PAGE for i in range(STREAMS))
+        return min(b - a for a, b in pairwise([*places, places[0] + PAGE]))
+
+    return STREAMS * max(range(-(-most // 2), most + 1), key=lambda quarter: (apart(quarter), quarter))
+
+
+def _least_rows(row_size: int, n_out: int, n_threads: int) -> int:
+    """Rows that a thread takes at least for one token: an equal share, or a part of it of about LEAST_BYTES.
+
+    One thread has nobody to wait for, and takes all.
+    """
+    share = -(-n_out // n_threads)
+    parts = max(1, share * row_size // LEAST_BYTES) if n_threads > 1 else 1
+    return -(-share // (parts * STREAMS)) * STREAMS

@@ -36,7 +36,8 @@ SCALE = _struct("x residual out n rows", "factor")
 
 # out[i] = weight . x[i] (+ bias) (+ residual[i]); out and residual are float32 [rows, n_out]
 MATMUL = _struct(
-    "tile weight row_size n_out n_in x x_stride out rows chunk_rows one_token_rows n_threads bias residual"
+    "tile weight row_size n_out n_in x x_stride out rows chunk_rows one_token_rows least_rows n_threads bias "
+    "residual"
 )
 
 # The same for experts. tiles, weights, row_sizes, x, x_stride: int64 [n_expert], because experts may differ
@@ -44,7 +45,7 @@ MATMUL = _struct(
 # x_index is int32, or 0 for x[e][p].
 MATMUL_ID = _struct(
     "tiles weights row_sizes n_expert n_out n_in x x_stride x_index out used n_used first chunk_rows "
-    "one_token_rows n_threads"
+    "one_token_rows least_rows n_threads"
 )
 
 # The same for matrices that each head has its own of: out[i, h] = weight[h] . x[i, h], float32

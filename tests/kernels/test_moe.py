@@ -270,7 +270,8 @@ def test_matmul_id_of_experts_that_differ_in_type(
         n_used=places["n_used"],
         first=places["first"],
         chunk_rows=4,
-        one_token_rows=5,
+        one_token_rows=7,
+        least_rows=5,
         n_threads=3,
     )
     x_index = places["token"] if gather else None

@@ -203,7 +203,8 @@ def test_matmul(
         out=out,
         rows=n,
         chunk_rows=chunk_rows if n > 1 else 11,
-        one_token_rows=chunk_rows if n == 1 else 11,
+        one_token_rows=chunk_rows if n == 1 else 7,
+        least_rows=3,
         n_threads=n_threads,
         **{name: 0 if array is None else array for name, array in added.items()},
     )

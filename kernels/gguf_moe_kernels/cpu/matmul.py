@@ -24,19 +24,31 @@ def spread(chunk, n_chunks, n_threads):
     return chunk % n_threads * per_thread + chunk // n_threads
 
 
-@op(structs.MATMUL)
-def matmul(args, chunk, thread):
-    a = carray(args, 1)[0]
-    n_x, n_out = load_i64(a.rows, 0), a.n_out
-    chunk_rows = a.one_token_rows if n_x == 1 else a.chunk_rows
-    place = spread(chunk, (n_out + chunk_rows - 1) // chunk_rows, a.n_threads)
-    if place < 0:
-        return 0
-    start = place * chunk_rows
-    if start >= n_out:
-        return 1
-    n_rows = min(chunk_rows, n_out - start)
-    out, bias, residual = a.out + 4 * start, a.bias, a.residual
+@njit
+def portion(claim, n, rows, least, n_threads):
+    """What claim number `claim` takes of n rows for one token: the first, and how many; 0 when all are taken.
+
+    Each n_threads claims take half of what is left, each at least `least` rows, and whole times `rows` where
+    that is enough for one. So threads read long streams at first, and in the end none waits long for the last
+    one (guided self-scheduling).
+    """
+    start, size = 0, 0
+    for _ in range(claim // n_threads + 1):
+        start += size * n_threads
+        if start >= n:
+            return n, 0
+        size = max(least, (n - start) // (8 * n_threads) * 4)
+        if size > rows:
+            size = size // rows * rows
+    start += size * (claim % n_threads)
+    return start, max(0, min(size, n - start))
+
+
+@njit
+def multiply_rows(a, start, n_rows, n_x):
+    """So many rows of the matrix times all activations, with bias and residual."""
+    n_out, bias, residual = a.n_out, a.bias, a.residual
+    out = a.out + 4 * start
     call_tile(
         a.tile,
         a.weight + start * a.row_size,
@@ -60,6 +72,24 @@ def matmul(args, chunk, thread):
             for r in range(n_rows):
                 at = 4 * (t * n_out + r)
                 store_f32(out, at, load_f32(out, at) + load_f32(residual + 4 * start, at))
+
+
+@op(structs.MATMUL)
+def matmul(args, chunk, thread):
+    a = carray(args, 1)[0]
+    n_x, n_out = load_i64(a.rows, 0), a.n_out
+    if n_x == 1:
+        start, n_rows = portion(chunk, n_out, a.one_token_rows, a.least_rows, a.n_threads)
+        stop = start + n_rows
+        for at in range(start, stop, a.one_token_rows):
+            multiply_rows(a, at, min(a.one_token_rows, stop - at), 1)
+        return 1 if n_rows else 0
+    place = spread(chunk, (n_out + a.chunk_rows - 1) // a.chunk_rows, a.n_threads)
+    if place < 0:
+        return 0
+    start = place * a.chunk_rows
+    if start < n_out:
+        multiply_rows(a, start, min(a.chunk_rows, n_out - start), n_x)
     return 1
 
 
@@ -91,22 +121,10 @@ def matmul_heads(args, chunk, thread):
     return 1
 
 
-@op(structs.MATMUL_ID)
-def matmul_id(args, chunk, thread):
-    a = carray(args, 1)[0]
-    n_used = load_i64(a.n_used, 0)
-    is_one_token = load_i32(a.first, 4 * n_used) == n_used
-    chunk_rows = a.one_token_rows if is_one_token else a.chunk_rows
-    chunks_per_expert = (a.n_out + chunk_rows - 1) // chunk_rows
-    place = spread(chunk, n_used * chunks_per_expert, a.n_threads)
-    if place < 0:
-        return 0
-    u = place // chunks_per_expert
-    if u >= n_used:
-        return 1
-    start = (place - u * chunks_per_expert) * chunk_rows
-    expert = load_i32(a.used, 4 * u)
-    first = load_i32(a.first, 4 * u)
+@njit
+def multiply_expert_rows(a, u, start, n_rows):
+    """So many rows of the matrix of the u-th expert in use times its activations."""
+    expert, first = load_i32(a.used, 4 * u), load_i32(a.first, 4 * u)
     n_x = load_i32(a.first, 4 * u + 4) - first
     row_size = load_i64(a.row_sizes, 8 * expert)
     x, x_stride = load_i64(a.x, 8 * expert), load_i64(a.x_stride, 8 * expert)
@@ -114,7 +132,7 @@ def matmul_id(args, chunk, thread):
         load_i64(a.tiles, 8 * expert),
         load_i64(a.weights, 8 * expert) + start * row_size,
         row_size,
-        min(chunk_rows, a.n_out - start),
+        n_rows,
         a.n_in,
         x if a.x_index else x + first * x_stride,
         x_stride,
@@ -123,4 +141,27 @@ def matmul_id(args, chunk, thread):
         a.out + 4 * (first * a.n_out + start),
         4 * a.n_out,
     )
+
+
+@op(structs.MATMUL_ID)
+def matmul_id(args, chunk, thread):
+    a = carray(args, 1)[0]
+    n_used, n_out = load_i64(a.n_used, 0), a.n_out
+    if load_i32(a.first, 4 * n_used) == n_used:  # one token each: the experts' rows are one sequence
+        start, n_rows = portion(chunk, n_used * n_out, a.one_token_rows, a.least_rows, a.n_threads)
+        stop = start + n_rows
+        while start < stop:
+            u = start // n_out
+            end = min(start + a.one_token_rows, stop, (u + 1) * n_out)
+            multiply_expert_rows(a, u, start - u * n_out, end - start)
+            start = end
+        return 1 if n_rows else 0
+    chunks_per_expert = (n_out + a.chunk_rows - 1) // a.chunk_rows
+    place = spread(chunk, n_used * chunks_per_expert, a.n_threads)
+    if place < 0:
+        return 0
+    u = place // chunks_per_expert
+    if u < n_used:
+        start = (place - u * chunks_per_expert) * a.chunk_rows
+        multiply_expert_rows(a, u, start, min(a.chunk_rows, n_out - start))
     return 1

@@ -20,6 +20,7 @@ def call_matmul(call, qtype, weight, x, out, n, rows, **others):
         "tile": 0,
         "chunk_rows": 0,
         "one_token_rows": 0,
+        "least_rows": 0,
         "n_threads": 0,
         "bias": 0,
         "residual": 0,
@@ -78,6 +79,6 @@ def test_matmul_id(rng, call, device, assert_same_bits, qtype, has_index):
         row_sizes=np.full(40, qtype.row_size(n), np.int64), n_expert=40, n_out=n_out, n_in=n,
         x=np.full(40, device.address(x), np.int64), x_stride=np.full(40, x.strides[0], np.int64),
         x_index=x_index if has_index else 0, out=out, used=used, n_used=np.array([36], np.int64), first=first,
-        chunk_rows=0, one_token_rows=0, n_threads=0, largest_rows=n_places,
+        chunk_rows=0, one_token_rows=0, least_rows=0, n_threads=0, largest_rows=n_places,
     )  # fmt: skip
     assert_same_bits(out, expected)

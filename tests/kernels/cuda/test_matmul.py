@@ -15,6 +15,7 @@ def matmul_arguments(weight, x, out, n, rows, **others):
         "tile": 0,
         "chunk_rows": 0,
         "one_token_rows": 0,
+        "least_rows": 0,
         "n_threads": 0,
         "bias": 0,
         "residual": 0,
@@ -134,6 +135,7 @@ def _matmul_id_arguments(device, qtype, types, weights, x, out):
         "out": out,
         "chunk_rows": 0,
         "one_token_rows": 0,
+        "least_rows": 0,
         "n_threads": 0,
     }
 
