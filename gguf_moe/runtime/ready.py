@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 from gguf_moe.checkpoint import Checkpoint
@@ -66,5 +65,4 @@ def start_on_gpu(
 ) -> None:
     """Give experts the memory that is left, and start. Raises OutOfMemoryError if there is too little."""
     placement.allocate_slots(runner, budget)
-    runner.grow = functools.partial(placement.grow, runner, budget)
     context.start_gpu(runner, library)

@@ -123,13 +123,13 @@ def test_the_command_says_it_in_80_columns(plan, run):
 
 
 def test_a_gpus_kv_cache_begins_with_a_block(plan, run):
-    short, long = (plan(measures=False, vram="2G", n_ctx=n).sizes for n in (4096, 16384))
+    short, long = (plan(measures=False, vram="2G", n_ctx=n).sizes for n in (1024, 4096))
     assert short.first_kv_cache == short.kv_cache == long.first_kv_cache
     assert long.kv_cache == 4 * short.kv_cache
     arguments = (MOE, "--no-measure", "--ctx")
-    assert "KV cache begins with" in run(*arguments, 16384, "--vram", "2G").stdout
-    assert "begins with" not in run(*arguments, 4096, "--vram", "2G").stdout
-    assert "takes memory as it fills" in run(*arguments, 16384).stdout
+    assert "KV cache begins with" in run(*arguments, 4096, "--vram", "2G").stdout
+    assert "begins with" not in run(*arguments, 1024, "--vram", "2G").stdout
+    assert "takes memory as it fills" in run(*arguments, 4096).stdout
 
 
 def test_the_command_gives_one_object(plan, run):

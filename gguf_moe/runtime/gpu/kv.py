@@ -1,6 +1,7 @@
 """What tasks of every step share on the device: the KV cache, and the states of recurrent layers.
 
-The KV cache is only as long as it has to be. It grows in blocks, between steps.
+The KV cache is only as long as it has to be. It grows in blocks, between steps, into memory that experts give
+up: both are parts of one area, the cache in front.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import numpy as np
 
 from gguf_moe.graph.task import Buffer, Graph
 from gguf_moe.runtime.gpu.device import Device, wait
+from gguf_moe.runtime.gpu.memory import Layout
 from gguf_moe.runtime.memory import row_size
 
-BLOCK = 4096
+BLOCK = 1024
 """Positions that come together."""
 STAGING = 1 << 24
 """Bytes that are read or written at a time."""
@@ -25,7 +27,8 @@ SHARED = (CACHE, "conv_states_", "ssm_states_")
 class KvCaches:
     """The buffers that tasks of every step share. `addresses`: where they are on the device, by name.
 
-    Those with a row for each of n_ctx positions begin with one block.
+    Those with a row for each of n_ctx positions grow. They lie one behind the other, at first with one block
+    each in memory of their own, later (`enter`) where there is room for more.
     """
 
     def __init__(self, device: Device, graph: Graph, n_ctx: int):
@@ -34,41 +37,55 @@ class KvCaches:
         self._stream = device.stream()
         self._staged: np.ndarray | None = None
         buffers = [buffer for buffer in graph.buffers().values() if buffer.name.startswith(SHARED)]
-        self._rows = {b.name: min(n_ctx, BLOCK) for b in buffers if _grows(b, n_ctx)}
-        """Positions that each buffer which grows has room for."""
         self._row_sizes = {buffer.name: row_size(buffer) for buffer in buffers}
-        self.addresses = {
-            buffer.name: device.allocate(row_size(buffer) * self._rows.get(buffer.name, buffer.rows))
-            for buffer in buffers
-        }
+        self._growing = [b.name for b in buffers if _grows(b, n_ctx)]
+        self._rows = min(n_ctx, BLOCK) if self._growing else n_ctx
+        """Positions that the buffers which grow have room for."""
+        fixed = (buffer for buffer in buffers if buffer.name not in self._growing)
+        self.addresses = {b.name: device.allocate(row_size(b) * b.rows) for b in fixed}
+        self._own = device.allocate(self.nbytes(self._rows)) if self._growing else 0
+        self.addresses |= self._laid_out(self._own)
 
     @property
     def n_positions(self) -> int:
         """How many positions there is room for."""
-        return min(self._rows.values(), default=self.n_ctx)
+        return self._rows
 
-    def bytes_to_grow(self, n: int) -> int:
-        """Bytes of device memory that room for n positions takes more, one old buffer beside its new one."""
-        n_new = self._rounded(n)
-        more = sum(max(0, n_new - rows) * self._row_sizes[name] for name, rows in self._rows.items())
-        return more + max(self._row_sizes[name] * rows for name, rows in self._rows.items()) if more else 0
+    def nbytes(self, n: int) -> int:
+        """Bytes of the area with room for n positions, in whole blocks."""
+        layout, rows = Layout(), self._rounded(n)
+        for name in self._growing:
+            layout.add(rows * self._row_sizes[name])
+        return layout.size
 
-    def grow(self, n: int, moved: dict[int, int]) -> None:
-        """Make room for n positions, at most n_ctx; between steps only. `moved` gets old and new addresses.
+    def leave(self) -> None:
+        """Give the memory of its own back: before anything was computed, and `enter` must follow."""
+        if self._own:
+            self._device.free(self._own)
+        self._own = 0
 
-        Raises OutOfMemoryError; then some buffers may have moved already, and nothing is lost.
+    def enter(self, address: int) -> dict[int, int]:
+        """Lie in an area from this address on, which is zeroed; old and new addresses of all buffers."""
+        self.leave()
+        return self._move_to(self._laid_out(address))
+
+    def grow(self, n: int) -> dict[int, int]:
+        """Make room for n positions, at most n_ctx, between steps; the area must have nbytes(n).
+
+        Returns old and new addresses.
         """
-        n_new = self._rounded(n)
-        for name, rows in self._rows.items():
-            if rows >= n_new:
-                continue
-            old, size = self.addresses[name], self._row_sizes[name]
-            new = self._device.allocate(n_new * size)
-            self._device.copy(self._stream, new, old, rows * size)
-            wait(self._device, self._stream)
-            self._device.free(old)
-            self._rows[name] = n_new
-            self.addresses[name] = moved[old] = new
+        old_rows, self._rows = self._rows, self._rounded(n)
+        places = self._laid_out(self.addresses[self._growing[0]])
+        # Each moves back, so the last one goes first, and its end.
+        for name in reversed(self._growing):
+            size = self._row_sizes[name]
+            self._move_back(self.addresses[name], places[name], old_rows * size)
+        wait(self._device, self._stream)
+        moved = self._move_to(places)
+        for name in self._growing:
+            size = self._row_sizes[name]
+            self.write(name, old_rows * size, np.zeros((self._rows - old_rows) * size, np.uint8))
+        return moved
 
     def read(self, name: str, start: int, nbytes: int) -> np.ndarray:
         """Bytes of a buffer, u8 [nbytes]. Between steps only."""
@@ -94,13 +111,30 @@ class KvCaches:
 
     def positions_of(self, name: str, nbytes: int) -> int:
         """How many positions must have room so that a buffer has so many bytes; 0 if it does not grow."""
-        return -(-nbytes // self._row_sizes[name]) if name in self._rows else 0
+        return -(-nbytes // self._row_sizes[name]) if name in self._growing else 0
 
     def _staging(self) -> np.ndarray:
         """Pinned memory for bytes on their way, u8 [STAGING]; made at the first call."""
         if self._staged is None:
             self._staged = self._device.pinned(STAGING)
         return self._staged
+
+    def _laid_out(self, address: int) -> dict[str, int]:
+        """Where the buffers that grow lie in an area from this address on."""
+        layout = Layout()
+        return {name: address + layout.add(self._rows * self._row_sizes[name]) for name in self._growing}
+
+    def _move_to(self, places: dict[str, int]) -> dict[int, int]:
+        moved = {self.addresses[name]: place for name, place in places.items()}
+        self.addresses.update(places)
+        return moved
+
+    def _move_back(self, old: int, new: int, nbytes: int) -> None:
+        """Copy to a place further back, in pieces that do not overlap with where they come from."""
+        apart = new - old
+        for end in range(nbytes, 0, -apart) if apart else ():
+            start = max(0, end - apart)
+            self._device.copy(self._stream, new + start, old + start, end - start)
 
     def _rounded(self, n: int) -> int:
         return min(self.n_ctx, -(-n // BLOCK) * BLOCK)

@@ -55,9 +55,9 @@ class LongPrompts:
         return self._streamed_bytes + (self.program.streamed_bytes if self.program else 0)
 
     @property
-    def own_bytes(self) -> int:
-        """Bytes of device memory that are taken besides the slots'."""
-        return self.program.own_bytes if self.program else 0
+    def lent_bytes(self) -> int:
+        """Bytes of the slots' memory that a chunk borrows."""
+        return self.program.lent_bytes if self.program else 0
 
     @property
     def kernels(self) -> list[str]:

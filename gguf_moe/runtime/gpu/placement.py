@@ -108,50 +108,29 @@ def register_file(device: Device, checkpoint: Checkpoint) -> bool:
 
 
 def allocate_slots(runner: GpuRunner, budget: GpuBudget) -> None:
-    """Give what is left of the budget to experts.
+    """Give what is left of the budget to the KV cache's first block and to experts.
 
-    Raises OutOfMemoryError if the rest would not fit even without them once the KV cache has grown.
+    Raises OutOfMemoryError if the whole context would not fit even without experts.
     """
-    left = budget.left - runner.caches.bytes_to_grow(runner.caches.n_ctx)
-    if left < 0:
+    caches, slots = runner.caches, runner.slots
+    caches.leave()
+    left, whole, first = budget.left, caches.nbytes(caches.n_ctx), caches.nbytes(caches.n_positions)
+    if left < whole:
+        needed = budget.nbytes - left + whole
         raise OutOfMemoryError(
-            f"the model without its experts, and its context, need {(budget.nbytes - left) / 1e9:.2f} GB of "
-            f"GPU memory, but {budget.nbytes / 1e9:.2f} GB may be used; give more (--vram), use a smaller "
-            "context (--ctx), or --device cpu."
+            f"the model without its experts, and its context, need {needed / 1e9:.2f} GB of GPU memory, but "
+            f"{budget.nbytes / 1e9:.2f} GB may be used; give more (--vram), use a smaller context (--ctx), "
+            "or --device cpu."
         )
-    _share_out(runner, budget.left)
-
-
-def grow(runner: GpuRunner, budget: GpuBudget, n_positions: int) -> None:
-    """Give the KV cache room for so many positions, at the expense of experts. Between steps only.
-
-    Raises OutOfMemoryError if all experts' memory is not enough; what was computed is still there then.
-    """
-    needed, available = runner.caches.bytes_to_grow(n_positions), budget.left + runner.freed_bytes
-    if needed > available:
-        raise OutOfMemoryError(
-            f"the KV cache for {n_positions} positions needs {needed / 1e9:.2f} GB more of GPU memory, but "
-            f"{max(0, available) / 1e9:.2f} GB may be used; give more (--vram) or use a shorter prompt."
-        )
-    runner.free_slots()
-    try:
-        runner.grow_caches(n_positions)
-    finally:
-        _share_out(runner, budget.left)
-        runner.slots.refill()
-
-
-def _share_out(runner: GpuRunner, left: int) -> None:
-    """Give so many bytes to experts, or as many of them as there really are."""
-    sizes = runner.slots.sizes
     while True:
+        n_slots = slots_per_layer(left - first, slots.sizes, slots.n_expert)
+        used = sum(n * size for n, size in zip(n_slots, slots.sizes, strict=True))
+        kv_bytes = min(whole, left - used)
         try:
-            slots = slots_per_layer(left, sizes, runner.slots.n_expert)
-            used = sum(n * size for n, size in zip(slots, sizes, strict=True))
-            runner.allocate_slots(slots, max(0, left - used))
+            runner.allocate_slots(n_slots, left - used - kv_bytes, kv_bytes if used else whole)
             return
         except OutOfMemoryError:
-            if not any(slots):
+            if not any(n_slots):
                 raise
             left = int(left * SMALLER)
 

@@ -76,8 +76,8 @@ class PromptProgram:
         self.n_tokens = room.n_tokens
         self._device = device
         self._slots = slots
-        self._n_lent = room.nbytes if is_lent else 0
-        self.own_bytes = 0 if is_lent else room.nbytes
+        self.lent_bytes = room.nbytes if is_lent else 0
+        """Bytes of the slots' memory that a chunk borrows."""
         area = slots.area(room.nbytes) if is_lent else Area(device.allocate(room.nbytes), room.nbytes)
         self._buffers = StepBuffers(device, graph, room.n_tokens, weights, caches, area.allocate)
         self._ring = Ring(device, room.piece_size, room.n_pieces, area.allocate)
@@ -124,7 +124,7 @@ class PromptProgram:
 
     def _queue(self, number: int, step: Step, embed: Embed, stream: Any) -> None:
         """Put all of a step on the stream."""
-        self._slots.lend(self._n_lent)
+        self._slots.lend(self.lent_bytes)
         self._buffers.write(number, step, len(step.tokens) * self._n_expert_used, embed)
         waves = self._plan()
         self._ring.start(stream)

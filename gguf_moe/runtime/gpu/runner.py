@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from gguf_moe.arch.weights import Weights
 from gguf_moe.checkpoint import Tensor
+from gguf_moe.errors import OutOfMemoryError
 from gguf_moe.runtime.crew import Crew
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.hybrid import StepProgram
@@ -56,8 +57,6 @@ class GpuRunner:
         self.slots = ExpertSlots(device, layers, self._weights, policy, is_registered)
         graphs = {n: make_graph(n, n) for n in dict.fromkeys((1, n_batch))}
         self.caches = KvCaches(device, graphs[n_batch], n_ctx)
-        self.grow: Callable[[int], None] = self.grow_caches
-        """Called with how many positions the KV cache must have room for."""
         addresses = self.caches.addresses
         self.programs = {
             n: StepProgram(device, graph, n, self._weights, addresses, n_threads)
@@ -112,34 +111,30 @@ class GpuRunner:
         """The CPU kernel that makes float32 of a row of the token embeddings."""
         return f"{self._embeddings.qtype.name.lower()}.dequantize"
 
-    def allocate_slots(self, slots_per_layer: Sequence[int], spare: int = 0) -> None:
+    def allocate_slots(
+        self, slots_per_layer: Sequence[int], spare: int = 0, kv_bytes: int | None = None
+    ) -> None:
         """Make room for so many experts of each layer that has some. Raises OutOfMemoryError.
 
-        spare: bytes that may be used besides.
+        spare: bytes that may be used besides. kv_bytes: of the KV cache at first, when it shall grow at the
+        expense of experts; None is room for the whole context.
         """
-        self.slots.allocate(slots_per_layer)
+        self.caches.leave()
+        self.slots.allocate(
+            slots_per_layer, self.caches.nbytes(self.caches.n_ctx) if kv_bytes is None else kv_bytes
+        )
+        self._move(self.caches.enter(self.slots.front))
+        self._prepare_long(spare)
+
+    def _prepare_long(self, spare: int) -> None:
         self._long.prepare(self._device, self._weights, self.slots, self.caches.addresses, spare)
 
-    @property
-    def freed_bytes(self) -> int:
-        """What `free_slots` would give back."""
-        return self.slots.nbytes + self._long.own_bytes
-
-    def free_slots(self) -> None:
-        """Take the memory from experts and long prompts, until `allocate_slots`. Between steps only."""
-        self._long.leave()
-        self.slots.clear()
-
-    def grow_caches(self, n: int) -> None:
-        """Give the KV cache room for n positions, between steps. Raises OutOfMemoryError."""
-        moved: dict[int, int] = {}
-        try:
-            self.caches.grow(n, moved)
-        finally:
-            for program in self._hybrids:
-                program.move(moved)
-            if self._long.program:
-                self._long.program.move(moved)
+    def _move(self, moved: dict[int, int]) -> None:
+        """Buffers of the KV cache have other addresses."""
+        for program in self._hybrids:
+            program.move(moved)
+        if self._long.program:
+            self._long.program.move(moved)
 
     def start(self, library: KernelLibrary) -> None:
         """Put the programs together and make the threads; all kernels must have been prepared."""
@@ -151,8 +146,23 @@ class GpuRunner:
         self._crew = Crew(self._n_threads, library)
 
     def make_room(self, n_positions: int) -> None:
-        if n_positions > self.caches.n_positions:
-            self.grow(n_positions)
+        """Give the KV cache room for so many positions, at the expense of experts. Between steps only.
+
+        Raises OutOfMemoryError if all experts' memory is not enough; what was computed is still there then.
+        """
+        if n_positions <= self.caches.n_positions:
+            return
+        needed, available = self.caches.nbytes(n_positions), self.slots.most_front_bytes
+        if needed > available:
+            raise OutOfMemoryError(
+                f"the KV cache for {n_positions} positions needs {needed / 1e9:.2f} GB of GPU memory, but "
+                f"{available / 1e9:.2f} GB may be used; give more (--vram) or use a shorter prompt."
+            )
+        self.slots.make_front(needed)
+        if self._long.lent_bytes > self.slots.nbytes:
+            self._long.leave()
+            self._prepare_long(spare=0)
+        self._move(self.caches.grow(n_positions))
 
     def long_step(self, n_left: int, n_outputs: int) -> int:
         return self._long.n_tokens(n_left, n_outputs)

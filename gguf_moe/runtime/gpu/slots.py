@@ -29,7 +29,7 @@ class ExpertSlots:
     """The experts of all layers that have some, and which of them the device holds.
 
     A change is seen at a step boundary, by all kernels of a step at once. There is room for experts after
-    `allocate`.
+    `allocate`. In front of the slots the same memory has an area for others, which can grow.
 
     To decide what comes, and to start the copies, can take Python longer than some layers take a GPU. So a
     thread does it while the next step runs: after `used` comes `begin_step`, the GPU starts, `work_beside`.
@@ -54,12 +54,13 @@ class ExpertSlots:
         self.cache = Cache(len(layers), self.n_expert, [0] * len(layers), policy, max_in_flight=MAX_IN_FLIGHT)
         self.sizes = [expert_slot_size(experts) for experts in layers]
         """Bytes of a slot of each layer."""
+        self.front = 0
+        """Address of the memory."""
         self._bases = [0] * len(layers)
-        self._nbytes = 0
         self._owners: list[dict[int, int]] = [{} for _ in layers]
         """By slot, the expert whose bytes lie there as far as the tables say."""
-        self._end = self._lent = 0
-        """Where the memory of all slots ends, and how much of it before that is lent."""
+        self._start = self._end = self._lent = 0
+        """Where the memory of all slots begins and ends, and how much of it before that is lent."""
         self._chosen: np.ndarray | None = None
         """What the last step chose, until the cache is told."""
         self._decided: list[Upload] = []
@@ -76,19 +77,51 @@ class ExpertSlots:
         self.counts = Counts()
         """What steps found in the tables, and what came into these; the cache's own are of its decisions."""
 
-    def allocate(self, slots_per_layer: Sequence[int]) -> None:
-        """Make room for so many experts of each layer. With OutOfMemoryError there is none."""
+    def allocate(self, slots_per_layer: Sequence[int], front_bytes: int = 0) -> None:
+        """Make room for so many experts of each layer, and for so many bytes in front of them.
+
+        Raises OutOfMemoryError.
+        """
         sizes = [n * size for n, size in zip(slots_per_layer, self.sizes, strict=True)]
-        self._nbytes = sum(sizes)
-        self._end = self._nbytes + (self._device.allocate(self._nbytes) if self._nbytes else 0)
-        starts = itertools.accumulate(sizes, initial=self._end - self._nbytes)
-        self._bases = list(starts)[: len(sizes)]
+        nbytes = front_bytes + sum(sizes)
+        self.front = self._device.allocate(nbytes) if nbytes else 0
+        self._start, self._end = self.front + front_bytes, self.front + nbytes
+        self._bases = list(itertools.accumulate(sizes, initial=self._start))[: len(sizes)]
         self.cache.resize(slots_per_layer)
 
     @property
     def nbytes(self) -> int:
         """Of the memory of all slots."""
-        return self._nbytes
+        return self._end - self._start
+
+    @property
+    def most_front_bytes(self) -> int:
+        """What there can be in front when no slot is left."""
+        return self._end - self.front
+
+    def make_front(self, front_bytes: int) -> None:
+        """Take the experts out of so many bytes in front, at most all; the best of their layers stay.
+
+        Between steps only.
+        """
+        start = self.front + front_bytes
+        if start <= self._start:
+            return
+        if self._lent:
+            self._take_back()
+        self.settle()
+        slots = list(self.cache.slots_per_layer)
+        with_loss = [il for il, n in enumerate(slots) if n and self._bases[il] < start]
+        for il in with_loss:
+            n_lost = min(slots[il], -(-(start - self._bases[il]) // self.sizes[il]))
+            slots[il] -= n_lost
+            self._bases[il] += n_lost * self.sizes[il]
+            self.tables.addresses[il] = 0
+            self._owners[il].clear()
+        self.cache.resize([0 if il in with_loss else n for il, n in enumerate(slots)])
+        self.cache.resize(slots)
+        self._start = start
+        self.refill()
 
     def used(self, ids: np.ndarray, step_s: float) -> None:
         """A step of so many seconds chose these experts, int32 [layers, n].
@@ -169,16 +202,6 @@ class ExpertSlots:
         self._keep_books()
         self._finish()
         return self.cache.heat()
-
-    def clear(self) -> None:
-        """Give the slots' memory back until `allocate` is called again. Between steps only."""
-        self.settle()
-        self.cache.resize([0] * self.cache.n_layer)
-        self.tables.addresses[:] = 0
-        self._lent = 0
-        if self._nbytes:
-            self._device.free(self._end - self._nbytes)
-        self._nbytes = 0
 
     def close(self) -> None:
         """End the uploads. The device takes the memory back itself."""
