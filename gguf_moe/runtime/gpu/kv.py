@@ -145,11 +145,18 @@ def _grows(buffer: Buffer, n_ctx: int) -> bool:
 
 
 def move_addresses(arguments: Iterable[np.ndarray], moved: Mapping[int, int]) -> None:
-    """Put new addresses in the place of old ones, in argument structs and the structs within them."""
-    for struct in arguments:
-        for name in struct.dtype.names or ():
-            field = struct[name]
-            if field.dtype.names:
-                move_addresses([field], moved)
-            elif field.dtype == np.int64 and int(field) in moved:
-                struct[name] = moved[int(field)]
+    """Put new addresses in the place of old ones, in argument structs and the structs within them.
+
+    A new address may be another buffer's old one, so a struct that comes twice is changed once.
+    """
+    for struct in {struct.__array_interface__["data"][0]: struct for struct in arguments}.values():
+        _move_addresses(struct, moved)
+
+
+def _move_addresses(struct: np.ndarray, moved: Mapping[int, int]) -> None:
+    for name in struct.dtype.names or ():
+        field = struct[name]
+        if field.dtype.names:
+            _move_addresses(field, moved)
+        elif field.dtype == np.int64 and int(field) in moved:
+            struct[name] = moved[int(field)]

@@ -36,6 +36,13 @@ def test_growing_changes_no_bit(hybrid_context, moe_file, monkeypatch, assert_sa
         assert_same_bits(logits(context), expected)
 
 
+def test_addresses_move_once_though_one_takes_the_others_place():
+    inner = np.dtype([("k", np.int64), ("n", np.int32)])
+    struct = np.array((100, (200, 100)), np.dtype([("v", np.int64), ("inner", inner)]))
+    kv.move_addresses([struct, struct], {100: 200, 200: 300})
+    assert struct.tolist() == (200, (300, 100))
+
+
 @pytest.fixture
 def load(emulated_gpu, moe_file, monkeypatch, kernel_cache):
     """load(...): a model on the emulated device, with a KV cache in blocks of 8 positions.
