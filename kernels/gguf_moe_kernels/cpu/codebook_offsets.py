@@ -1,4 +1,4 @@
-"""Entries of a codebook for one token, on CPUs with AVX2 and no AVX-512.
+"""Entries of a codebook for one token, on CPUs with AVX2 and no AVX-512; the largest codebook on Intel's too.
 
 A block's indices become offsets into the table by vector operations, all at once, and go to memory
 (*scratch*); from there each is read by one instruction. Signs go to the activations, so that weights have
@@ -23,9 +23,12 @@ from gguf_moe_kernels.cpu.block import Layout
 from gguf_moe_kernels.cpu.block_sums import Products
 from gguf_moe_kernels.cpu.memory import F64, I8, I16, I32, I64, load_i64, make_store, pointer
 from gguf_moe_kernels.cpu.simd import TIER, Tier, dot_unsigned, make_lookup
+from gguf_moe_kernels.cpu.target import Target
 from gguf_moe_kernels.cpu.vector import i8x32, i8x64, i16x32, load_i8x64, pick, zero_i32x16
 
 HAS_OFFSETS = TIER in (Tier.AVX2, Tier.AVX2_VNNI)
+HAS_LARGE_OFFSETS = HAS_OFFSETS or (TIER is Tier.AVX512 and not Target.numba().cpu.startswith("znver"))
+"""For IQ1, whose codebook takes 32 lookups in registers: they pay on AMD's CPUs alone."""
 SIGNS, SCRATCH_SIZE = 128, 192
 """Where the signs stand, 32 bytes behind 64 offsets of 16 bits, and what a block has in all."""
 ENTRY = 12

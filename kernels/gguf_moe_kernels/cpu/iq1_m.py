@@ -13,7 +13,7 @@ from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, stor
 from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, all_bits_without, make_fields
 from gguf_moe_kernels.cpu.codebook import bytes_of_3_bits, odd, times
 from gguf_moe_kernels.cpu.codebook_offsets import (
-    HAS_OFFSETS,
+    HAS_LARGE_OFFSETS,
     SIGNS,
     low_bytes_of,
     make_eights,
@@ -74,7 +74,19 @@ def bytes_of_high_bits(nibbles):
 
 
 meeting = None
-if HAS_TABLES:  # with many tokens reading entries is faster
+if HAS_LARGE_OFFSETS:
+    low_bits = make_field(8, 1, [2], 0x1FE)
+    nibbles = make_field(8, 2, [512, 32], 0x1E00)
+
+    @njit
+    def prepare(w, scratch):
+        high = nibbles(w + 32)
+        store_i16x32(scratch, 0, low_bits(w) | (high & 0xE00))
+        store_i8x32(scratch, SIGNS, low_bytes_of(((high >> 12) * -2) + 2))
+
+    meeting = make_shifted_products(LAYOUT, make_eights(LOWEST, 4), prepare)
+
+elif HAS_TABLES:  # with many tokens reading entries is faster
     weights_of, codes_at = make_weights(LOWEST), make_codes_of_11_bits(LOWEST)
     nibbles = make_fields([*range(0, 32, 4)])
 
@@ -90,18 +102,6 @@ if HAS_TABLES:  # with many tokens reading entries is faster
         return all_bits_without(nibbles(join(load_i8x16(w, 32), load_i8x16(v, 32))), 8)
 
     meeting = products_of_shifted_codes(LAYOUT, codes, weights_of, shifts)
-
-if HAS_OFFSETS:
-    low_bits = make_field(8, 1, [2], 0x1FE)
-    nibbles = make_field(8, 2, [512, 32], 0x1E00)
-
-    @njit
-    def prepare(w, scratch):
-        high = nibbles(w + 32)
-        store_i16x32(scratch, 0, low_bits(w) | (high & 0xE00))
-        store_i8x32(scratch, SIGNS, low_bytes_of(((high >> 12) * -2) + 2))
-
-    meeting = make_shifted_products(LAYOUT, make_eights(LOWEST, 4), prepare)
 
 
 tile = make_tile(quants, unpack_header, LAYOUT, meeting)

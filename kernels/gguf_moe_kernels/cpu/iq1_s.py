@@ -15,7 +15,7 @@ from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, stor
 from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, all_bits_without, make_fields
 from gguf_moe_kernels.cpu.codebook import make_codebook, odd, times
 from gguf_moe_kernels.cpu.codebook_offsets import (
-    HAS_OFFSETS,
+    HAS_LARGE_OFFSETS,
     SIGNS,
     low_bytes_of,
     make_eights,
@@ -77,7 +77,19 @@ def quants(w, k):
 
 
 meeting = None
-if HAS_TABLES:  # with many tokens reading entries is faster
+if HAS_LARGE_OFFSETS:
+    low_bits = make_field(8, 1, [2], 0x1FE)
+    high_bits = make_field(16, 4, [512, 64, 8, 1], 0xE00)
+    signs = make_field(16, 4, [1], 0x8000)
+
+    @njit
+    def prepare(w, scratch):
+        store_i16x32(scratch, 0, low_bits(w + 2) | high_bits(w + 34))
+        store_i8x32(scratch, SIGNS, low_bytes_of(((signs(w + 34) >> 15) * -2) + 2))
+
+    meeting = make_shifted_products(LAYOUT, make_eights(LOWEST, 4), prepare)
+
+elif HAS_TABLES:  # with many tokens reading entries is faster
     weights_of, codes_at = make_weights(LOWEST), make_codes_of_11_bits(LOWEST)
     high_bits, signs_of_shifts = make_fields([0, 3, 6, 9, 16, 19, 22, 25]), make_fields([8] * 4 + [24] * 4)
 
@@ -93,18 +105,6 @@ if HAS_TABLES:  # with many tokens reading entries is faster
         return all_bits_without(signs_of_shifts(join(load_i8x16(w, 34), load_i8x16(v, 34))), 128)
 
     meeting = products_of_shifted_codes(LAYOUT, codes, weights_of, shifts)
-
-if HAS_OFFSETS:
-    low_bits = make_field(8, 1, [2], 0x1FE)
-    high_bits = make_field(16, 4, [512, 64, 8, 1], 0xE00)
-    signs = make_field(16, 4, [1], 0x8000)
-
-    @njit
-    def prepare(w, scratch):
-        store_i16x32(scratch, 0, low_bits(w + 2) | high_bits(w + 34))
-        store_i8x32(scratch, SIGNS, low_bytes_of(((signs(w + 34) >> 15) * -2) + 2))
-
-    meeting = make_shifted_products(LAYOUT, make_eights(LOWEST, 4), prepare)
 
 
 tile = make_tile(quants, unpack_header, LAYOUT, meeting)
