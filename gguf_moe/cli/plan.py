@@ -76,8 +76,7 @@ def _table(plan: Plan) -> list[str]:
     cache = f"KV cache, {plan.n_ctx} x {plan.kv_type}"
     rows = [("always used", sizes.always_used, gpu.always_used if gpu else 0)]
     if sizes.experts:
-        on_gpu = int(sizes.experts * gpu.share) if gpu else 0
-        rows.append(("experts", sizes.experts, on_gpu))
+        rows.append(("experts", sizes.experts, gpu.expert_bytes if gpu else 0))
     rows.append((cache, 0 if gpu else sizes.kv_cache, gpu.kv_cache if gpu else 0))
     if gpu:
         rows.append(("CUDA, long prompts", 0, gpu.others))

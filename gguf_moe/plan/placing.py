@@ -49,6 +49,8 @@ class GpuShare:
     """CUDA's own memory, and that for long prompts."""
     slots: int
     """Experts that have room."""
+    expert_bytes: int
+    """What these take."""
     n_experts: int
     """Experts of all layers."""
 
@@ -94,12 +96,14 @@ def gpu_share(weights: Weights, sizes: Sizes, budget: int) -> GpuShare:
     n_expert = len(layers[0].ffn_gate_exps.nbytes) if layers else 0
     others = CUDA_BYTES + int(budget * PROMPT_SHARE)
     room = budget - (sizes.always_used - elsewhere) - sizes.kv_cache - others
+    slots = slots_per_layer(room, slot_sizes, n_expert)
     return GpuShare(
         budget=budget,
         always_used=sizes.always_used - elsewhere,
         kv_cache=sizes.kv_cache,
         others=others,
-        slots=sum(slots_per_layer(room, slot_sizes, n_expert)),
+        slots=sum(slots),
+        expert_bytes=sum(n * size for n, size in zip(slots, slot_sizes, strict=True)),
         n_experts=n_expert * len(layers),
     )
 

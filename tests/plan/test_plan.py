@@ -58,6 +58,9 @@ def test_a_gpu_gets_what_is_always_used_and_experts_as_far_as_they_go(plan):
     assert 0 < some.slots < some.n_experts == base.hparams.n_expert * base.hparams.n_layer
     assert all_.share == 1.0
     assert some.room <= some.budget
+    for gpu in (some, all_):
+        assert 0 < gpu.expert_bytes <= gpu.room
+    assert all_.expert_bytes >= base.sizes.experts
 
 
 def test_too_little_memory_is_the_limit(plan):
