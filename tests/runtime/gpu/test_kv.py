@@ -5,7 +5,9 @@ import pytest
 
 import gguf_moe
 from gguf_moe.errors import OutOfMemoryError
+from gguf_moe.graph.task import Kind
 from gguf_moe.runtime.gpu import kv, long_prompts, placement
+from gguf_moe.runtime.gpu.link import Rates
 from gguf_moe_kernels.quants import GGMLType
 
 TOKENS = [3, 141, 59, 26, 5, 35, 8, 97, 93, 2, 38, 46, 26, 43, 38, 32, 79, 50, 28, 84]
@@ -24,11 +26,14 @@ def logits(context):
     return np.concatenate(parts)
 
 
-def test_growing_changes_no_bit(hybrid_context, moe_file, monkeypatch, assert_same_bits):
-    with hybrid_context(moe_file, 2) as context:
+@pytest.mark.parametrize(
+    ("kv_kind", "rates"), [(Kind.F16, None), (Kind.Q8_0, None), (Kind.F32, Rates(1.0, 0.3))]
+)
+def test_growing_changes_no_bit(hybrid_context, moe_file, monkeypatch, assert_same_bits, kv_kind, rates):
+    with hybrid_context(moe_file, 2, kv_kind=kv_kind, rates=rates) as context:
         expected = logits(context)
     monkeypatch.setattr(kv, "BLOCK", 4)
-    with hybrid_context(moe_file, 2) as context:
+    with hybrid_context(moe_file, 2, kv_kind=kv_kind, rates=rates) as context:
         assert context.gpu.caches.n_positions == 4
         assert_same_bits(logits(context), expected)
         assert context.gpu.caches.n_positions == 20
