@@ -16,18 +16,15 @@ import time
 from contextlib import closing
 
 import numpy as np
+from bench_types import as_activations, call_tile
 from gguf import GGMLQuantizationType
 from numba import njit
-from random_blocks import N_BLOCKS, any_blocks
+from random_blocks import any_rows
 
 from gguf_moe.options import default_cache_dir
-from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
+from gguf_moe_kernels.activations import ACTIVATION_FORMAT
 from gguf_moe_kernels.cpu.library import KernelLibrary
-from gguf_moe_kernels.cpu.memory import make_call
 from gguf_moe_kernels.quants import GGMLType
-from gguf_moe_kernels.ref import activations
-
-call_tile = make_call(10)
 
 
 @njit
@@ -57,11 +54,8 @@ class Matrix:
         rng = np.random.default_rng(1)
         self._row_size, self._width, self._chunk_rows = qtype.row_size(width), width, chunk_rows
         self._n_chunks = max(1, nbytes // (self._row_size * chunk_rows))
-        shape = self._n_chunks * chunk_rows * width // qtype.block_size, qtype.type_size
-        self._w = np.resize(any_blocks(rng, GGMLQuantizationType(qtype), min(N_BLOCKS, shape[0])), shape)
-        x = rng.standard_normal((most_tokens, width), np.float32)
-        activation = ACTIVATION_FORMAT[qtype]
-        self._x = x if activation is ActivationFormat.F32 else activations.quantize(activation, x)
+        self._w = any_rows(rng, GGMLQuantizationType(qtype), self._n_chunks * chunk_rows, width)
+        self._x = as_activations(qtype, rng.standard_normal((most_tokens, width), np.float32))
         self._out = np.zeros((most_tokens, chunk_rows), np.float32)
 
     def seconds(self, tile: int, n_tokens: int, at_once: int) -> float:

@@ -27,7 +27,7 @@ import numpy as np
 from ggml_kernels import GgmlKernels, find_library
 from gguf import GGMLQuantizationType
 from numba import njit
-from random_blocks import N_BLOCKS, any_blocks
+from random_blocks import any_rows
 
 from gguf_moe.options import default_cache_dir
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
@@ -92,13 +92,18 @@ class Row:
     ratio: float | None = None
 
 
+def as_activations(qtype: GGMLType, x: np.ndarray) -> np.ndarray:
+    """Rows of float32 in the format that a type's kernel takes."""
+    activation = ACTIVATION_FORMAT[qtype]
+    return x if activation is ActivationFormat.F32 else activations.quantize(activation, x)
+
+
 def kernels_of(
     qtype: GGMLType, x: np.ndarray, library: KernelLibrary, peer: GgmlKernels | None
 ) -> list[Kernel]:
     """Our kernel, and the peer's if there is one."""
-    activation = ACTIVATION_FORMAT[qtype]
-    ours = x if activation is ActivationFormat.F32 else activations.quantize(activation, x[None])
-    kernels = [Kernel(our_passes, library.address(f"{qtype.name.lower()}.tile"), ours)]
+    tile = library.address(f"{qtype.name.lower()}.tile")
+    kernels = [Kernel(our_passes, tile, as_activations(qtype, x[None]))]
     if peer:
         kernels.append(Kernel(their_passes, peer.vec_dot(qtype), peer.activations(qtype, x)))
     return kernels
@@ -111,9 +116,8 @@ class Matrix:
         row_size = qtype.row_size(n_in)
         self.n_in = n_in
         self._rows = max(4, n_bytes // row_size // 4 * 4)  # of a part: the tile takes four at a time
-        shape = threads * self._rows * n_in // qtype.block_size, qtype.type_size
-        drawn = any_blocks(rng, GGMLQuantizationType(qtype), min(N_BLOCKS, shape[0]))
-        self._parts = np.resize(drawn, shape).reshape(threads, self._rows, row_size)
+        rows = any_rows(rng, GGMLQuantizationType(qtype), threads * self._rows, n_in)
+        self._parts = rows.reshape(threads, self._rows, row_size)
         self._out = np.zeros((threads, self._rows), np.float32)
 
     def product(self, kernel: Kernel) -> np.ndarray:

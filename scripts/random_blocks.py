@@ -151,6 +151,13 @@ def any_blocks(rng: np.random.Generator, qtype: Type, n: int) -> np.ndarray:
     return blocks
 
 
+def any_rows(rng: np.random.Generator, qtype: Type, n_rows: int, width: int) -> np.ndarray:
+    """Rows of `width` weights of any type, uint8 [n_rows, row size]: the same `any_blocks` over and over."""
+    block_size, type_size = GGML_QUANT_SIZES[qtype]
+    n = n_rows * width // block_size
+    return np.resize(any_blocks(rng, qtype, min(N_BLOCKS, n)), (n, type_size)).reshape(n_rows, -1)
+
+
 def _put_small_scales(rng: np.random.Generator, qtype: Type, blocks: np.ndarray) -> None:
     for offset in HALVES.get(qtype, (0,)):
         scales = rng.uniform(1e-4, 1e-3, (len(blocks), 1)).astype("<f2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -131,6 +132,7 @@ def _chunk_rows(row_size: int, n_out: int, n_threads: int) -> int:
     return max(1, wanted // ROWS_TOGETHER) * ROWS_TOGETHER
 
 
+@functools.cache
 def _one_token_rows(row_size: int) -> int:
     """Rows of one call for one token, of at most CHUNK_BYTES: the number for which the streams, which are a
     quarter of it apart, come to the ends of their pages at times that differ most."""

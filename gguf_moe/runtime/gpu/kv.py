@@ -53,20 +53,16 @@ class KvCaches:
 
     def nbytes(self, n: int) -> int:
         """Bytes of the area with room for n positions, in whole blocks."""
-        layout, rows = Layout(), self._rounded(n)
-        for name in self._growing:
-            layout.add(rows * self._row_sizes[name])
-        return layout.size
+        return self._layout(self._rounded(n))[1]
 
     def leave(self) -> None:
-        """Give the memory of its own back: before anything was computed, and `enter` must follow."""
+        """Give its own memory back, if it has some: before a step was run, and `enter` must follow."""
         if self._own:
             self._device.free(self._own)
         self._own = 0
 
     def enter(self, address: int) -> dict[int, int]:
-        """Lie in an area from this address on, which is zeroed; old and new addresses of all buffers."""
-        self.leave()
+        """After `leave`: lie in a zeroed area from this address on. Returns old and new addresses."""
         return self._move_to(self._laid_out(address))
 
     def grow(self, n: int) -> dict[int, int]:
@@ -82,6 +78,7 @@ class KvCaches:
             self._move_back(self.addresses[name], places[name], old_rows * size)
         wait(self._device, self._stream)
         moved = self._move_to(places)
+        # As in new memory: what stood there were experts' bytes, which may not be numbers.
         for name in self._growing:
             size = self._row_sizes[name]
             self.write(name, old_rows * size, np.zeros((self._rows - old_rows) * size, np.uint8))
@@ -119,10 +116,15 @@ class KvCaches:
             self._staged = self._device.pinned(STAGING)
         return self._staged
 
-    def _laid_out(self, address: int) -> dict[str, int]:
-        """Where the buffers that grow lie in an area from this address on."""
+    def _layout(self, rows: int) -> tuple[dict[str, int], int]:
+        """Where the buffers that grow lie in an area with room for so many positions, and its bytes."""
         layout = Layout()
-        return {name: address + layout.add(self._rows * self._row_sizes[name]) for name in self._growing}
+        offsets = {name: layout.add(rows * self._row_sizes[name]) for name in self._growing}
+        return offsets, layout.size
+
+    def _laid_out(self, address: int) -> dict[str, int]:
+        """The addresses of the buffers that grow, in an area from this address on."""
+        return {name: address + offset for name, offset in self._layout(self._rows)[0].items()}
 
     def _move_to(self, places: dict[str, int]) -> dict[int, int]:
         moved = {self.addresses[name]: place for name, place in places.items()}
