@@ -86,7 +86,7 @@ def start(stack: ExitStack, file: Path, config: Config) -> Context:
     if config.share is None:
         allocate_slots(runner, budget)
     else:
-        runner.allocate_slots([round(config.share * shape.n_expert)] * len(runner.slots.sizes))
+        runner.allocate_slots([round(config.share * shape.n_expert)] * len(runner.slots.memory.sizes))
     if config.max_in_flight:
         runner.slots.cache.max_in_flight = config.max_in_flight
     context.start_gpu(runner, library)

@@ -46,7 +46,7 @@ def start(stack: ExitStack, file: Path, share: float, n_ctx: int, prompt_bytes: 
     runner, _ = prepare_gpu(
         context, device, checkpoint, library, threads, "decayed", None, prompt_bytes=prompt_bytes
     )
-    n_layer, n = len(runner.slots.sizes), share * hparams.n_expert
+    n_layer, n = len(runner.slots.memory.sizes), share * hparams.n_expert
     runner.allocate_slots([int((il + 1) * n) - int(il * n) for il in range(n_layer)])
     context.start_gpu(runner, library)
     runner.slots.fill()

@@ -77,9 +77,9 @@ def _table(plan: Plan) -> list[str]:
     rows = [("always used", sizes.always_used, gpu.always_used if gpu else 0)]
     if sizes.experts:
         rows.append(("experts", sizes.experts, gpu.expert_bytes if gpu else 0))
-    rows.append((cache, 0 if gpu else sizes.kv_cache, gpu.kv_cache if gpu else 0))
+    rows.append((cache, 0 if gpu else sizes.kv_cache, sizes.first_kv_cache if gpu else 0))
     if gpu:
-        rows.append(("CUDA, long prompts", 0, gpu.others))
+        rows.append(("CUDA", 0, gpu.cuda))
     rows.append(("together", plan.memory_needed, sum(row[2] for row in rows)))
     rows.append(("there is", plan.memory, gpu.budget if gpu else 0))
     head = f"{unit:24}{'memory':>10}" + (f"{'GPU':>10}" if gpu else "")
@@ -89,8 +89,8 @@ def _table(plan: Plan) -> list[str]:
     if gpu and gpu.n_experts:
         lines.append(f"experts on the GPU: {gpu.slots} of {gpu.n_experts} ({100 * gpu.share:.0f} %)")
     if gpu and sizes.first_kv_cache < gpu.kv_cache:
-        begin = f"{sizes.first_kv_cache / size:.2f} {unit}"
-        lines.append(f"The KV cache begins with {begin}; experts have the rest until it grows.")
+        full = f"{gpu.kv_cache / size:.2f} {unit}"
+        lines.append(f"The KV cache grows to {full} at the expense of experts.")
     elif not gpu:
         lines.append("The KV cache takes memory as it fills.")
     lines.append("It fits." if plan.fits else "It does not fit.")
@@ -141,7 +141,7 @@ def _report(plan: Plan) -> dict[str, Any]:
             "budget": gpu.budget,
             "always_used": gpu.always_used,
             "kv_cache": gpu.kv_cache,
-            "others": gpu.others,
+            "cuda": gpu.cuda,
             "experts": gpu.slots,
             "experts_of": gpu.n_experts,
         }

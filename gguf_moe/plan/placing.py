@@ -11,9 +11,9 @@ from gguf_moe.experts.budget import slot_size, slots_per_layer
 from gguf_moe.graph.task import Kind
 from gguf_moe.runtime import placement
 from gguf_moe.runtime.gpu.kv import BLOCK
-from gguf_moe.runtime.gpu.placement import PROMPT_SHARE
+from gguf_moe.runtime.gpu.placement import LATER_BYTES
 
-CUDA_BYTES = 500_000_000
+CUDA_BYTES = 500_000_000 + LATER_BYTES
 """What CUDA takes for itself, about."""
 
 
@@ -40,13 +40,14 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class GpuShare:
-    """What goes to a GPU. Negative room for experts: it is too small even without them."""
+    """What goes to a GPU. Negative room: it is too small even without experts."""
 
     budget: int
     always_used: int
     kv_cache: int
-    others: int
-    """CUDA's own memory, and that for long prompts."""
+    """Of the whole context."""
+    cuda: int
+    """What CUDA takes for itself, about."""
     slots: int
     """Experts that have room."""
     expert_bytes: int
@@ -56,8 +57,8 @@ class GpuShare:
 
     @property
     def room(self) -> int:
-        """Bytes left for experts."""
-        return self.budget - self.always_used - self.kv_cache - self.others
+        """Bytes left for experts when the KV cache is full."""
+        return self.budget - self.always_used - self.kv_cache - self.cuda
 
     @property
     def share(self) -> float:
@@ -94,14 +95,14 @@ def gpu_share(weights: Weights, sizes: Sizes, budget: int) -> GpuShare:
     layers = _layers(weights)
     slot_sizes = [slot_size([max(role.nbytes) for role in _roles(layer)]) for layer in layers]
     n_expert = len(layers[0].ffn_gate_exps.nbytes) if layers else 0
-    others = CUDA_BYTES + int(budget * PROMPT_SHARE)
-    room = budget - (sizes.always_used - elsewhere) - sizes.kv_cache - others
-    slots = slots_per_layer(room, slot_sizes, n_expert)
+    always_used = sizes.always_used - elsewhere
+    left = budget - always_used - sizes.first_kv_cache - CUDA_BYTES
+    slots = slots_per_layer(left, slot_sizes, n_expert)
     return GpuShare(
         budget=budget,
-        always_used=sizes.always_used - elsewhere,
+        always_used=always_used,
         kv_cache=sizes.kv_cache,
-        others=others,
+        cuda=CUDA_BYTES,
         slots=sum(slots),
         expert_bytes=sum(n * size for n, size in zip(slots, slot_sizes, strict=True)),
         n_experts=n_expert * len(layers),

@@ -12,7 +12,7 @@ from gguf_moe.checkpoint import open_checkpoint
 from gguf_moe.errors import OptionError
 from gguf_moe.experts.budget import default_context, parse_vram
 from gguf_moe.options import Options
-from gguf_moe.plan.placing import CUDA_BYTES, PROMPT_SHARE, GpuShare, Sizes, gpu_share, sizes_of
+from gguf_moe.plan.placing import CUDA_BYTES, GpuShare, Sizes, gpu_share, sizes_of
 from gguf_moe.plan.speed import Progress, Speed, keep_speed, measure, planned_speed
 from gguf_moe.runtime import machine, placement
 
@@ -102,7 +102,7 @@ class Plan:
         if gpu:
             more = (1 - gpu.share) * sizes.experts
             return f"GPU memory for more experts; {more / 1e9:.1f} GB more would hold all."
-        needed = (sizes.always_used + sizes.kv_cache + sizes.experts / 4) / (1 - PROMPT_SHARE) + CUDA_BYTES
+        needed = sizes.always_used + sizes.kv_cache + sizes.experts / 4 + CUDA_BYTES
         return f"a GPU: with {needed / 1e9:.1f} GB it holds all but experts, and a quarter of those."
 
 

@@ -1,4 +1,8 @@
-"""Which chunks of a prompt are streamed (prompt.py), and the memory for that."""
+"""Which chunks of a prompt are streamed (prompt.py), and the memory for that.
+
+A chunk borrows memory of experts, which then have to be streamed too. So shorter chunks have a program of
+their own, which borrows less.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,22 @@ from gguf_moe.graph.task import Graph
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.memory import ALIGNMENT, DeviceWeights, Tenant
 from gguf_moe.runtime.gpu.prompt import PromptProgram, Room, prompt_kernels
-from gguf_moe.runtime.gpu.slots import ROLES, ExpertSlots
+from gguf_moe.runtime.gpu.slot_memory import ROLES
+from gguf_moe.runtime.gpu.slots import ExpertSlots
 from gguf_moe.runtime.memory import row_size
 
 MakeGraph = Callable[[int, int], Graph]
 """make_graph(n_tokens, n_outputs): of steps that are not larger."""
 CHUNKS = (2048, 1536, 1024, 768, 512, 384, 256, 128)
 """The most tokens of a chunk: the first of these that there is room for."""
+SHORTER = 512
+"""The most tokens of a chunk that borrows less."""
 MOST_OUTPUTS = 16
 """Logits that a chunk can give."""
 PIECE_SIZE = 32 << 20
 """Bytes of a piece of the ring, at least."""
+MOST_PIECES = 8
+"""So that copies go on while the GPU does something else than a layer's experts."""
 SOME_NUMBERS = 1 << 16
 """Bytes for what a step has besides buffers."""
 AGEING = 0.97
@@ -33,7 +42,7 @@ FIRST_THRESHOLD = 128
 
 
 class LongPrompts:
-    """The program for chunks of more tokens than `least`, whenever there is room for it.
+    """The programs for chunks of more tokens than `least`, whenever there is room for them.
 
     make_graph builds its graph; layers are those that have experts; nbytes of the slots' memory may be lent.
     """
@@ -45,19 +54,20 @@ class LongPrompts:
         self._least = least
         self._nbytes = nbytes
         self.threshold = Threshold()
-        self.program: PromptProgram | None = None
+        self.programs: list[PromptProgram] = []
+        """The first of them for shorter chunks."""
         self._memory: Tenant | None = None
         self._streamed_bytes = 0
 
     @property
     def streamed_bytes(self) -> int:
         """Bytes of experts that passed through the GPU so far."""
-        return self._streamed_bytes + (self.program.streamed_bytes if self.program else 0)
+        return self._streamed_bytes + sum(program.streamed_bytes for program in self.programs)
 
     @property
     def lent_bytes(self) -> int:
-        """Bytes of the slots' memory that a chunk borrows."""
-        return self.program.lent_bytes if self.program else 0
+        """Bytes of the slots' memory that the longest chunk borrows."""
+        return self.programs[-1].lent_bytes if self.programs else 0
 
     @property
     def kernels(self) -> list[str]:
@@ -72,32 +82,35 @@ class LongPrompts:
         caches: dict[str, int],
         spare: int,
     ) -> None:
-        """Make the program when the slots have their memory, if that or what is to spare is enough."""
+        """Make the programs when the slots have their memory, if that or what is to spare is enough."""
         is_lent = spare < self._nbytes
-        nbytes = min(self._nbytes, slots.nbytes if is_lent else spare)
-        if room := find_room(self._make_graph, self._layers, nbytes, self._n_ctx):
+        nbytes = min(self._nbytes, slots.memory.nbytes if is_lent else spare)
+        self._memory = tenant = Tenant(device)
+        for most in (min(SHORTER, self._n_ctx), self._n_ctx)[not is_lent :]:
+            room = find_room(self._make_graph, self._layers, nbytes, most)
+            if not room or (self.programs and room.n_tokens == self.programs[0].n_tokens):
+                continue
             graph = self._make_graph(room.n_tokens, MOST_OUTPUTS)
-            self._memory = tenant = Tenant(device)
             try:
-                self.program = PromptProgram(
-                    cast("Device", tenant), graph, room, weights, slots, caches, is_lent
-                )
+                program = PromptProgram(cast("Device", tenant), graph, room, weights, slots, caches, is_lent)
             except OutOfMemoryError:
                 self.leave()  # prompts go the other way
+                return
+            self.programs.append(program)
 
     def leave(self) -> None:
-        """Give the program up, and its memory, until `prepare` is called again. Between steps only."""
+        """Give the programs up, and their memory, until `prepare` is called again. Between steps only."""
         self._streamed_bytes = self.streamed_bytes
-        self.program = None
+        self.programs = []
         if self._memory:
             self._memory.leave()
         self._memory = None
 
     def n_tokens(self, n_left: int, n_outputs: int) -> int:
         """See Runner.long_step."""
-        if not self.program:
+        if not self.programs:
             return 0
-        n = min(n_left, self.program.n_tokens)
+        n = min(n_left, self.programs[-1].n_tokens)
         if n <= self._least or n_outputs - (n_left - n) > MOST_OUTPUTS:
             return 0
         if n < self.threshold.n_tokens:
@@ -106,17 +119,22 @@ class LongPrompts:
         return n
 
     def program_for(self, n_tokens: int) -> PromptProgram | None:
-        """The program, for a step that `n_tokens` has asked for."""
-        return self.program if n_tokens > self._least else None
+        """The program for a step that `n_tokens` has asked for."""
+        if n_tokens <= self._least:
+            return None
+        return next((program for program in self.programs if n_tokens <= program.n_tokens), None)
 
 
-def find_room(make_graph: MakeGraph, layers: Sequence[Experts], nbytes: int, n_ctx: int) -> Room | None:
-    """How to use nbytes: a quarter for the ring, the rest for a chunk's activations. None: too few."""
+def find_room(make_graph: MakeGraph, layers: Sequence[Experts], nbytes: int, most: int) -> Room | None:
+    """How to use nbytes: a quarter for the ring, the rest for a chunk's activations. None: too few.
+
+    most: tokens that a chunk may have.
+    """
     largest = max((max(getattr(experts, role).nbytes) for experts in layers for role in ROLES), default=0)
     piece_size = aligned(max(PIECE_SIZE, largest))
-    n_pieces = max(2, nbytes // 4 // piece_size)
+    n_pieces = min(MOST_PIECES, max(2, nbytes // 4 // piece_size))
     for n_tokens in CHUNKS if largest else ():
-        if n_tokens <= n_ctx:
+        if n_tokens <= most:
             buffers = make_graph(n_tokens, MOST_OUTPUTS).buffers().values()
             sizes = [b.rows * row_size(b) + ALIGNMENT for b in buffers if not b.name.startswith("cache_")]
             needed = aligned(sum(sizes) + n_pieces * piece_size + SOME_NUMBERS)

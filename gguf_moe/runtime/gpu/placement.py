@@ -27,6 +27,8 @@ MOST_CUDA_BYTES = 1 << 30
 """What is taken before anything is allocated counts as CUDA's own memory, up to this: others may be there."""
 PROMPT_SHARE = 0.1
 """Of the budget. Experts leave so much for a long prompt's activations and for those that pass through."""
+LATER_BYTES = 32 << 20
+"""For CUDA: graphs, kernels that are loaded when they are needed, what it rounds up."""
 SMALLER = 0.95
 """If the memory for experts cannot be had, this share of it is tried next."""
 
@@ -50,9 +52,9 @@ class GpuBudget:
 
     @property
     def left(self) -> int:
-        """What is not taken yet; negative if it is overdrawn."""
+        """What is not taken yet, and CUDA will not take later; negative if it is overdrawn."""
         free, _ = self._device.memory()
-        return self.nbytes - self._cuda - (self._free - free)
+        return self.nbytes - self._cuda - (self._free - free) - LATER_BYTES
 
     def n_ctx(self, hparams: HParams, kind: Kind, n_ctx: int | None) -> int:
         """The context to use: as asked, or a small share of the budget."""
@@ -114,7 +116,8 @@ def allocate_slots(runner: GpuRunner, budget: GpuBudget) -> None:
     """
     caches, slots = runner.caches, runner.slots
     caches.leave()
-    left, whole, first = budget.left, caches.nbytes(caches.n_ctx), caches.nbytes(caches.n_positions)
+    left = budget.left
+    whole, first = caches.nbytes(caches.n_ctx), caches.nbytes(caches.n_positions)
     if left < whole:
         needed = budget.nbytes - left + whole
         raise OutOfMemoryError(
@@ -123,8 +126,8 @@ def allocate_slots(runner: GpuRunner, budget: GpuBudget) -> None:
             "or --device cpu."
         )
     while True:
-        n_slots = slots_per_layer(left - first, slots.sizes, slots.n_expert)
-        used = sum(n * size for n, size in zip(n_slots, slots.sizes, strict=True))
+        n_slots = slots_per_layer(left - first, slots.memory.sizes, slots.n_expert)
+        used = sum(n * size for n, size in zip(n_slots, slots.memory.sizes, strict=True))
         kv_bytes = min(whole, left - used)
         try:
             runner.allocate_slots(n_slots, left - used - kv_bytes, kv_bytes if used else whole)

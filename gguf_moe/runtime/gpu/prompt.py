@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.graph.task import Graph, Op, Rows, Task
 from gguf_moe.runtime.gpu.device import Device, wait
 from gguf_moe.runtime.gpu.kv import move_addresses
 from gguf_moe.runtime.gpu.memory import NOWHERE, Area, DeviceWeights
 from gguf_moe.runtime.gpu.ops import HOST_OPS, Launch, lower_alone
-from gguf_moe.runtime.gpu.ring import Ring
+from gguf_moe.runtime.gpu.ring import Ring, Wave
 from gguf_moe.runtime.gpu.slots import ExpertSlots
 from gguf_moe.runtime.gpu.step import Embed, StepBuffers
 from gguf_moe.runtime.runner import Step
@@ -45,15 +44,6 @@ def prompt_kernels(graph: Graph) -> list[str]:
     return [_for_many(launch).kernel for task in tasks for launch in lower_alone(task, NOWHERE)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Wave:
-    """Experts that come together, and the kernels that use them."""
-
-    tensors: ExpertTensors
-    experts: tuple[int, ...]
-    launches: tuple[Launch, ...]
-
-
 class PromptProgram:
     """Steps of up to n_tokens tokens in which the GPU computes everything.
 
@@ -78,7 +68,7 @@ class PromptProgram:
         self._slots = slots
         self.lent_bytes = room.nbytes if is_lent else 0
         """Bytes of the slots' memory that a chunk borrows."""
-        area = slots.area(room.nbytes) if is_lent else Area(device.allocate(room.nbytes), room.nbytes)
+        area = slots.memory.area(room.nbytes) if is_lent else Area(device.allocate(room.nbytes), room.nbytes)
         self._buffers = StepBuffers(device, graph, room.n_tokens, weights, caches, area.allocate)
         self._ring = Ring(device, room.piece_size, room.n_pieces, area.allocate)
         memory = self._buffers.memory
@@ -123,11 +113,11 @@ class PromptProgram:
         return ids[:, : n * self._n_expert_used].copy()
 
     def _queue(self, number: int, step: Step, embed: Embed, stream: Any) -> None:
-        """Put all of a step on the stream."""
+        """Put all of a step on the stream. The experts come first, as their copies take the longest."""
         self._slots.lend(self.lent_bytes)
-        self._buffers.write(number, step, len(step.tokens) * self._n_expert_used, embed)
         waves = self._plan()
-        self._ring.start(stream)
+        self._ring.start(stream, [wave for task_waves in waves.values() for wave in task_waves])
+        self._buffers.write(number, step, len(step.tokens) * self._n_expert_used, embed)
         self._buffers.copy_in(stream)
         self._slots.tables.copy(stream)
         source = self._host_tables.__array_interface__["data"][0]
@@ -138,31 +128,31 @@ class PromptProgram:
                 rows = n_places if task.rows is Rows.PLACES else len(step.tokens)
                 self._launch(stream, launches, rows if task.rows is not Rows.OUTPUTS else len(step.outputs))
                 continue
-            n_held = self._slots.n_expert - sum(len(wave.experts) for wave in waves[id(task)])
+            n_held = self._slots.n_expert - sum(len(experts) for _, experts in waves[id(task)])
             if n_held:
                 self._launch(stream, launches, n_places, n_held)
-            for wave in waves[id(task)]:
-                self._device.wait_for(stream, self._ring.bring(done, wave.tensors, wave.experts))
-                self._launch(stream, wave.launches, n_places, len(wave.experts))
-                self._ring.release(done, self._device.event(stream))
+            for _, experts in waves[id(task)]:
+                table = self._device_tables + 8 * self._slots.n_expert * done
+                self._device.wait_for(stream, self._ring.arrival())
+                self._launch(stream, [_with_table(x, table) for x in launches], n_places, len(experts))
+                self._ring.release(self._device.event(stream))
                 done += 1
         self._copy_out(stream)
 
-    def _plan(self) -> dict[int, list[_Wave]]:
+    def _plan(self) -> dict[int, list[Wave]]:
         """The waves of each task with experts, by its id. Writes their tables."""
-        plan: dict[int, list[_Wave]] = {}
+        plan: dict[int, list[Wave]] = {}
         n_waves = 0
-        for task, launches in self._tasks:
+        for task, _ in self._tasks:
             if task.op is not Op.MATMUL_ID:
                 continue
             tensors, waves = task.experts("weight"), plan.setdefault(id(task), [])
             missing, size = self._slots.tables.missing(tensors), self._ring.n_in_wave(tensors)
             for start in range(0, len(missing), size):
-                experts = tuple(missing[start : start + size])
+                experts = missing[start : start + size]
                 self._tables[n_waves] = 0
                 self._tables[n_waves, experts] = self._ring.addresses(n_waves, tensors, len(experts))
-                table = self._device_tables + 8 * self._slots.n_expert * n_waves
-                waves.append(_Wave(tensors, experts, tuple(_with_table(x, table) for x in launches)))
+                waves.append((tensors, experts))
                 n_waves += 1
         return plan
 

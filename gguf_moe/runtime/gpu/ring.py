@@ -9,11 +9,15 @@ from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.experts.budget import aligned
 from gguf_moe.runtime.gpu.device import Device
 
+Wave = tuple[ExpertTensors, Sequence[int]]
+"""Matrices of one layer and role, and of which experts: what one piece is filled with."""
+
 
 class Ring:
     """n_pieces of piece_size bytes, which are filled and used in turns.
 
-    Each fill is a *wave*: as many matrices of one layer and role as fit. A step counts its waves from 0.
+    A step brings *waves*, which it counts from 0; each has as many matrices as fit into a piece. For each
+    there is `arrival` and, when it is used, `release`, in order. As many as there are pieces come ahead.
     """
 
     def __init__(self, device: Device, piece_size: int, n_pieces: int, allocate: Callable[[int], int]):
@@ -22,7 +26,10 @@ class Ring:
         """Where the copies are queued."""
         self._size = piece_size
         self._pieces = [allocate(piece_size) for _ in range(n_pieces)]
-        self._used: list[Any] = [None] * n_pieces
+        self._waves: Sequence[Wave] = ()
+        self._arrivals: list[Any] = []
+        """Of the waves that were queued so far, those that were asked for included."""
+        self._n_used = 0
         self.copied_bytes = 0
 
     def n_in_wave(self, tensors: ExpertTensors) -> int:
@@ -34,24 +41,33 @@ class Ring:
         first = self._pieces[wave % len(self._pieces)]
         return [first + i * _stride(tensors) for i in range(n)]
 
-    def start(self, stream: Any) -> None:
-        """At the beginning of a step: all that was queued on `stream` comes first."""
-        self._used = [None] * len(self._pieces)
+    def start(self, stream: Any, waves: Sequence[Wave]) -> None:
+        """Begin to bring the waves of a step, behind all that was queued on `stream`."""
         self._device.wait_for(self.stream, self._device.event(stream))
+        self._waves, self._arrivals, self._n_used = waves, [], 0
+        for _ in waves[: len(self._pieces)]:
+            self._bring()
 
-    def bring(self, wave: int, tensors: ExpertTensors, experts: Sequence[int]) -> Any:
-        """Queue the copies of these experts' matrices; an event for their arrival."""
-        if (used := self._used[wave % len(self._pieces)]) is not None:
-            self._device.wait_for(self.stream, used)
+    def arrival(self) -> Any:
+        """An event: the next wave that is not released has arrived."""
+        return self._arrivals[self._n_used]
+
+    def release(self, event: Any) -> None:
+        """After this event the memory of that wave may be overwritten."""
+        self._n_used += 1
+        if len(self._arrivals) < len(self._waves):
+            self._device.wait_for(self.stream, event)
+            self._bring()
+
+    def _bring(self) -> None:
+        """Queue the copies of the first wave that is not queued yet."""
+        wave = len(self._arrivals)
+        tensors, experts = self._waves[wave]
         for address, ie in zip(self.addresses(wave, tensors, len(experts)), experts, strict=True):
             nbytes = tensors.nbytes[ie]
             self._device.copy(self.stream, address, tensors.addresses[ie], nbytes)
             self.copied_bytes += nbytes
-        return self._device.event(self.stream)
-
-    def release(self, wave: int, event: Any) -> None:
-        """After this event the wave's memory may be overwritten."""
-        self._used[wave % len(self._pieces)] = event
+        self._arrivals.append(self._device.event(self.stream))
 
 
 def _stride(tensors: ExpertTensors) -> int:

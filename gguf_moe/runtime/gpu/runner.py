@@ -123,7 +123,7 @@ class GpuRunner:
         self.slots.allocate(
             slots_per_layer, self.caches.nbytes(self.caches.n_ctx) if kv_bytes is None else kv_bytes
         )
-        self._move(self.caches.enter(self.slots.front))
+        self._move(self.caches.enter(self.slots.memory.front))
         self._prepare_long(spare)
 
     def _prepare_long(self, spare: int) -> None:
@@ -133,8 +133,8 @@ class GpuRunner:
         """Buffers of the KV cache have other addresses."""
         for program in self._hybrids:
             program.move(moved)
-        if self._long.program:
-            self._long.program.move(moved)
+        for prompt in self._long.programs:
+            prompt.move(moved)
 
     def start(self, library: KernelLibrary) -> None:
         """Put the programs together and make the threads; all kernels must have been prepared."""
@@ -152,14 +152,14 @@ class GpuRunner:
         """
         if n_positions <= self.caches.n_positions:
             return
-        needed, available = self.caches.nbytes(n_positions), self.slots.most_front_bytes
+        needed, available = self.caches.nbytes(n_positions), self.slots.memory.most_front_bytes
         if needed > available:
             raise OutOfMemoryError(
                 f"the KV cache for {n_positions} positions needs {needed / 1e9:.2f} GB of GPU memory, but "
                 f"{available / 1e9:.2f} GB may be used; give more (--vram) or use a shorter prompt."
             )
         self.slots.make_front(needed)
-        if self._long.lent_bytes > self.slots.nbytes:
+        if self._long.lent_bytes > self.slots.memory.nbytes:
             self._long.leave()
             self._prepare_long(spare=0)
         self._move(self.caches.grow(n_positions))

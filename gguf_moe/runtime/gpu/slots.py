@@ -1,22 +1,22 @@
-"""Device memory for experts: slots with the file's bytes, who lies in which, and uploads."""
+"""Which experts the device holds, in slots with the file's bytes; and uploads."""
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from gguf_moe.arch.weights import Experts
-from gguf_moe.experts.budget import aligned, slot_size
+from gguf_moe.experts.budget import aligned
 from gguf_moe.experts.cache import MISSING, Cache, Counts, Upload
 from gguf_moe.experts.policies import Heat
 from gguf_moe.runtime.gpu.device import Device, wait_until
-from gguf_moe.runtime.gpu.memory import Area, DeviceWeights
-from gguf_moe.runtime.gpu.tables import ROLES, ExpertTables
+from gguf_moe.runtime.gpu.memory import DeviceWeights
+from gguf_moe.runtime.gpu.slot_memory import ROLES, SlotMemory
+from gguf_moe.runtime.gpu.tables import ExpertTables
 from gguf_moe.runtime.gpu.uploads import Copy, DirectUploads, StagedUploads, Uploads
 
 MAX_IN_FLIGHT = 8
@@ -46,21 +46,16 @@ class ExpertSlots:
         is_registered: bool = True,
     ):
         """is_registered: the device can read the file where it lies."""
-        self._device = device
         self._layers = layers
         self._uploads: Uploads = DirectUploads(device) if is_registered else StagedUploads(device)
         self.tables = ExpertTables(device, layers, weights)
         self.n_expert = self.tables.addresses.shape[2]
         self.cache = Cache(len(layers), self.n_expert, [0] * len(layers), policy, max_in_flight=MAX_IN_FLIGHT)
-        self.sizes = [expert_slot_size(experts) for experts in layers]
-        """Bytes of a slot of each layer."""
-        self.front = 0
-        """Address of the memory."""
-        self._bases = [0] * len(layers)
+        self.memory = SlotMemory(device, layers)
         self._owners: list[dict[int, int]] = [{} for _ in layers]
         """By slot, the expert whose bytes lie there as far as the tables say."""
-        self._start = self._end = self._lent = 0
-        """Where the memory of all slots begins and ends, and how much of it before that is lent."""
+        self._lent = 0
+        """How many of the memory's last bytes are lent."""
         self._chosen: np.ndarray | None = None
         """What the last step chose, until the cache is told."""
         self._decided: list[Upload] = []
@@ -82,45 +77,26 @@ class ExpertSlots:
 
         Raises OutOfMemoryError.
         """
-        sizes = [n * size for n, size in zip(slots_per_layer, self.sizes, strict=True)]
-        nbytes = front_bytes + sum(sizes)
-        self.front = self._device.allocate(nbytes) if nbytes else 0
-        self._start, self._end = self.front + front_bytes, self.front + nbytes
-        self._bases = list(itertools.accumulate(sizes, initial=self._start))[: len(sizes)]
+        self.memory.allocate(slots_per_layer, front_bytes)
         self.cache.resize(slots_per_layer)
-
-    @property
-    def nbytes(self) -> int:
-        """Of the memory of all slots."""
-        return self._end - self._start
-
-    @property
-    def most_front_bytes(self) -> int:
-        """What there can be in front when no slot is left."""
-        return self._end - self.front
 
     def make_front(self, front_bytes: int) -> None:
         """Take the experts out of so many bytes in front, at most all; the best of their layers stay.
 
         Between steps only.
         """
-        start = self.front + front_bytes
-        if start <= self._start:
-            return
         if self._lent:
             self._take_back()
         self.settle()
-        slots = list(self.cache.slots_per_layer)
-        with_loss = [il for il, n in enumerate(slots) if n and self._bases[il] < start]
-        for il in with_loss:
-            n_lost = min(slots[il], -(-(start - self._bases[il]) // self.sizes[il]))
-            slots[il] -= n_lost
-            self._bases[il] += n_lost * self.sizes[il]
+        lost = self.memory.grow_front(front_bytes)
+        if not lost:
+            return
+        for il in lost:
             self.tables.addresses[il] = 0
             self._owners[il].clear()
-        self.cache.resize([0 if il in with_loss else n for il, n in enumerate(slots)])
-        self.cache.resize(slots)
-        self._start = start
+        slots = self.cache.slots_per_layer
+        self.cache.resize([0 if il in lost else n for il, n in enumerate(slots)])
+        self.cache.resize([n - lost.get(il, 0) for il, n in enumerate(slots)])
         self.refill()
 
     def used(self, ids: np.ndarray, step_s: float) -> None:
@@ -185,16 +161,12 @@ class ExpertSlots:
         self._bring_all(self.cache.refill)
         self.fill()
 
-    def area(self, nbytes: int) -> Area:
-        """The last nbytes of the slots' memory, which `lend` gives away."""
-        return Area(self._end - nbytes, nbytes)
-
     def lend(self, nbytes: int) -> None:
-        """Take the experts out of the last nbytes, until the next `begin_step`. Between steps only."""
+        """Take the experts out of the memory's last bytes until the next `begin_step`. Between steps only."""
         self.settle()
-        self._lent = nbytes
-        for il in self._lent_layers():
-            self.tables.addresses[il] = 0
+        self._lent = max(self._lent, nbytes)
+        for il, ie, _ in self._in_lent_slots():
+            self.tables.leave(il, ie)
 
     def heat(self) -> Heat | None:
         """What `warm` takes, the last step included; None if the policy keeps none. Between steps only."""
@@ -248,18 +220,18 @@ class ExpertSlots:
 
     def _take_back(self) -> None:
         """Bring the experts back that were in the slots which were lent."""
-        for il in self._lent_layers():
-            for ie, slot in enumerate(self.cache.table(il)):
-                if slot != MISSING and not self.tables.has(il, ie):
-                    upload = Upload(il, ie, slot)
-                    self._returning.append((upload, self._bring(upload)))
+        for il, ie, slot in self._in_lent_slots():
+            if not self.tables.has(il, ie):
+                upload = Upload(il, ie, slot)
+                self._returning.append((upload, self._bring(upload)))
         self._lent = 0
 
-    def _lent_layers(self) -> list[int]:
-        """The layers that have a part of what is lent."""
-        start = self._end - self._lent
-        ends = [*self._bases[1:], self._end]
-        return [layer for layer, end in enumerate(ends) if end > start]
+    def _in_lent_slots(self) -> Iterator[tuple[int, int, int]]:
+        """Layer, expert and slot of all whose slots have a part of what is lent."""
+        for il in self.memory.layers_with_last(self._lent):
+            for ie, slot in enumerate(self.cache.table(il)):
+                if slot != MISSING and self.memory.has_last(il, slot, self._lent):
+                    yield il, ie, slot
 
     def _has_fewer(self, n: int) -> bool:
         """Commit what has arrived; whether fewer than n uploads are under way then."""
@@ -293,14 +265,8 @@ class ExpertSlots:
 
     def _places(self, upload: Upload) -> list[int]:
         """Where each role of the expert lies in its slot."""
-        address, places = self._bases[upload.il] + upload.slot * self.sizes[upload.il], []
+        address, places = self.memory.address(upload.il, upload.slot), []
         for role in ROLES:
             places.append(address)
             address += aligned(getattr(self._layers[upload.il], role).nbytes[upload.ie])
         return places
-
-
-def expert_slot_size(experts: Experts) -> int:
-    """Bytes of a slot that any expert of a layer fits into."""
-    parts = zip(*(getattr(experts, role).nbytes for role in ROLES), strict=True)
-    return max(slot_size(nbytes) for nbytes in parts)

@@ -11,8 +11,7 @@ from gguf_moe.arch.weights import Experts
 from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.runtime.gpu.device import Device
 from gguf_moe.runtime.gpu.memory import DeviceWeights
-
-ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+from gguf_moe.runtime.gpu.slot_memory import ROLES
 
 
 class ExpertTables:

@@ -71,7 +71,7 @@ def load(emulated_gpu, moe_file, monkeypatch, kernel_cache):
 def sizes(load):
     """Bytes of a slot of each layer, and the KV cache's bytes by how many positions there is room for."""
     with load() as model:
-        return model.gpu.slots.sizes, {n: model.gpu.caches.nbytes(n) for n in range(8, 65, 8)}
+        return model.gpu.slots.memory.sizes, {n: model.gpu.caches.nbytes(n) for n in range(8, 65, 8)}
 
 
 def held(cache):
@@ -85,13 +85,13 @@ def test_the_cache_grows_into_the_first_layers_slots(load, sizes, emulated_gpu):
         assert slots.cache.slots_per_layer == (3, 3)
         before = model.logits(TOKENS[:8])
         assert caches.n_positions == 8
-        n_allocated, end = emulated_gpu.n_allocated, slots.front + slots.most_front_bytes
+        n_allocated, end = emulated_gpu.n_allocated, slots.memory.front + slots.memory.most_front_bytes
         longer = model.logits(TOKENS)
         assert caches.n_positions == 24
         lost = -(-(kv_bytes[24] - kv_bytes[8]) // slot_sizes[0])
         assert slots.cache.slots_per_layer == (3 - lost, 3)
         assert held(slots.cache) == [3 - lost, 3]
-        assert end - slots.nbytes == slots.front + kv_bytes[24]
+        assert end - slots.memory.nbytes == slots.memory.front + kv_bytes[24]
         assert emulated_gpu.n_allocated == n_allocated
         np.testing.assert_array_equal(model.logits(TOKENS[:8]), before)
         np.testing.assert_array_equal(model.logits(TOKENS), longer)
@@ -142,7 +142,7 @@ def test_a_cache_that_cannot_grow_loses_nothing(hybrid_context, moe_file, monkey
     with hybrid_context(moe_file, 2) as context:
         expected = context.extend(TOKENS[:3], 1).copy()
         context.truncate(0)
-        monkeypatch.setattr(type(context.gpu.slots), "most_front_bytes", 100)
+        monkeypatch.setattr(type(context.gpu.slots.memory), "most_front_bytes", 100)
         with pytest.raises(OutOfMemoryError, match=r"for 20 positions needs .* but 0.00 GB may be used"):
             context.extend(TOKENS, 1)
         assert_same_bits(context.extend(TOKENS[:3], 1), expected)
@@ -150,10 +150,10 @@ def test_a_cache_that_cannot_grow_loses_nothing(hybrid_context, moe_file, monkey
 
 def test_fewer_experts_where_the_memory_is_in_pieces(load, emulated_gpu):
     with load() as model:
-        expected, largest = model.logits(TOKENS[:3]), model.gpu.slots.most_front_bytes
+        expected, largest = model.logits(TOKENS[:3]), model.gpu.slots.memory.most_front_bytes
     emulated_gpu.refuses = lambda number, nbytes: nbytes >= largest
     with load() as model:
-        assert 0 < model.gpu.slots.most_front_bytes < largest
+        assert 0 < model.gpu.slots.memory.most_front_bytes < largest
         np.testing.assert_array_equal(model.logits(TOKENS[:3]), expected)
 
 

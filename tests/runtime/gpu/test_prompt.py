@@ -39,7 +39,7 @@ def test_a_streamed_prompt_changes_no_bit(hybrid_context, moe_file, streams, ass
         context.recorder = Recorder(2, range(2), 6, 3)
         assert_same_bits(run(context), expected)
         np.testing.assert_array_equal(context.recorder.routing({}).ids, routing.ids)
-        assert bool(context._runner._long.program.streamed_bytes) == (slots < 6 or not spare)
+        assert bool(context._runner._long.streamed_bytes) == (slots < 6 or not spare)
 
 
 def test_long_steps(hybrid_context, moe_file, streams):
@@ -84,20 +84,38 @@ def test_ctrl_c_in_the_middle_of_a_prompt(hybrid_context, moe_file, streams, mon
     with hybrid_context(moe_file, 4, n_batch=4, prompt_bytes=1 << 26) as context:
         expected = context.extend(TOKENS[:11], 1).copy()
         context.truncate(0)
-        ring = context._runner._long.program._ring
-        bring = ring.bring
+        ring = context._runner._long.programs[-1]._ring
 
-        def interrupt(wave, tensors, experts):
-            if wave == 3:
-                raise KeyboardInterrupt
-            return bring(wave, tensors, experts)
+        def interrupt(event):
+            raise KeyboardInterrupt
 
-        monkeypatch.setattr(ring, "bring", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            context.extend(TOKENS[:11], 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(ring, "release", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                context.extend(TOKENS[:11], 1)
         assert context.tokens == []
-        monkeypatch.setattr(ring, "bring", bring)
         np.testing.assert_array_equal(context.extend(TOKENS[:11], 1), expected)
+
+
+def test_a_shorter_chunk_borrows_less(hybrid_context, moe_file, streams, monkeypatch, assert_same_bits):
+    parts = TOKENS[:8], (TOKENS * 3)[:40], TOKENS[:1]
+    with hybrid_context(moe_file, 4, n_batch=4, n_ctx=64) as context:
+        expected = [context.extend(part, 1).copy() for part in parts]
+    monkeypatch.setattr(long_prompts, "CHUNKS", (40, 8))
+    monkeypatch.setattr(long_prompts, "SHORTER", 8)
+    with hybrid_context(moe_file, 4, n_batch=4, n_ctx=64, prompt_bytes=1 << 26) as context:
+        slots = context._runner.slots
+        found, held = [], []
+        for part in parts:
+            found.append(context.extend(part, 1).copy())
+            held.append(np.count_nonzero(slots.tables.addresses[:, 0]))
+        assert_same_bits(np.concatenate(found), np.concatenate(expected))
+        short, long = context._runner._long.programs
+        assert (short.n_tokens, long.n_tokens) == (8, 40)
+        assert 0 < short.lent_bytes < long.lent_bytes
+        assert 8 > held[0] > held[1]
+        slots.settle()
+        assert np.count_nonzero(slots.tables.addresses[:, 0]) == 8
 
 
 def test_experts_come_back_after_a_prompt(hybrid_context, moe_file, streams):
