@@ -1,5 +1,9 @@
 """Every tensor type: dequantization, and the tile against the reference, bit for bit."""
 
+import ctypes
+import mmap
+import sys
+
 import gguf
 import numpy as np
 import pytest
@@ -71,6 +75,38 @@ def test_tile_equals_the_reference(rng, qtype, n_rows, n_blocks, n_x, tile, rand
     rows = random_rows(rng, qtype, n_rows, n)
     x = activate(qtype, rng.standard_normal((n_x, n), np.float32))
     assert_same_bits(tile(qtype, rows, n, x), matmul.tile(qtype, rows, x))
+
+
+@pytest.fixture
+def at_the_end_of_memory():
+    """at_the_end_of_memory(array): the same bytes, and behind them memory that nobody may read."""
+    pages = []
+
+    def place(array):
+        size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        pages.append(memory := mmap.mmap(-1, size + mmap.PAGESIZE))
+        end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + size
+        assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, 0) == 0
+        placed = np.frombuffer(memory, np.uint8, array.nbytes, size - array.nbytes).reshape(array.shape)
+        placed[:] = array
+        return placed
+
+    return place
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect")
+@by_type
+@pytest.mark.parametrize(("n_rows", "n_blocks"), [(8, 3), (9, 1), (6, 6)])
+def test_rows_for_one_token_depend_on_no_bytes_behind_them(
+    rng, qtype, n_rows, n_blocks, tile, random_rows, assert_same_bits, at_the_end_of_memory
+):
+    n = n_blocks * qtype.block_size
+    rows = random_rows(rng, qtype, n_rows, n)
+    x = activate(qtype, rng.standard_normal((1, n), np.float32))
+    expected = matmul.tile(qtype, rows, x)
+    assert_same_bits(tile(qtype, at_the_end_of_memory(rows), n, x), expected)
+    rows[1::2] = 0xFF  # most types' scales are no numbers then
+    assert_same_bits(tile(qtype, rows, n, x)[:, ::2], expected[:, ::2])
 
 
 @by_type

@@ -83,8 +83,8 @@ def make_one_token(
             copy_bytes(tails + j * four_size, w + j * stride, n_blocks * type_size)
 
     @njit
-    def four_rows(w, stride, n_blocks, x, header, ahead):
-        """The sums of four rows, `stride` bytes apart."""
+    def four_rows(w, stride, n_blocks, x, header, ahead, end):
+        """The sums of four rows, `stride` bytes apart. Up to `end` memory may be read."""
         places, tails = stack_places(), stack_tails()
         fours = (n_blocks + 3) // 4
         d = x + 4 * fours * block_size
@@ -92,7 +92,8 @@ def make_one_token(
         acc = zero_f32x16()
         for i in range(fours):
             at, step, left = w + i * four_size, stride, n_blocks - 4 * i
-            if left < 4:
+            # Blocks behind a row's last one do not count, so they may be the next row's.
+            if left < 4 and at + 3 * stride + four_size > end:
                 copy_blocks(at, stride, left, tails)
                 at, step = tails, four_size
             for m in range(4):
@@ -108,19 +109,19 @@ def make_one_token(
     def one_token(w, row_size, n_rows, n_in, x, out):
         header, sums = opaque(stack_header()), stack_sums()
         n_blocks, quarter = n_in // block_size, n_rows // 4
-        apart = quarter * row_size
+        apart, end = quarter * row_size, w + n_rows * row_size
         if in_order and n_blocks % 4 == 0:
             rows_in_order(w, 4 * quarter, n_blocks // 4, x, out)
         else:
             for r in range(quarter):
                 # Behind a quarter comes the same quarter of the next rows, which are likely to be next.
                 ahead = AHEAD + 3 * apart if (r + 1) * row_size + AHEAD > apart else AHEAD
-                result = four_rows(w + r * row_size, apart, n_blocks, x, header, ahead)
+                result = four_rows(w + r * row_size, apart, n_blocks, x, header, ahead, end)
                 store_f32x4(sums, 0, result)
                 for j in range(4):
                     store_f32(out, 4 * (r + j * quarter), load_f32(sums, 4 * j))
         for r in range(4 * quarter, n_rows):  # rows that are left over come one by one
-            store_f32x4(sums, 0, four_rows(w + r * row_size, 0, n_blocks, x, header, AHEAD))
+            store_f32x4(sums, 0, four_rows(w + r * row_size, 0, n_blocks, x, header, AHEAD, end))
             store_f32(out, 4 * r, load_f32(sums, 0))
 
     return one_token
