@@ -20,7 +20,8 @@ FIXTURE = Path(__file__).parent / "fixtures" / "fixture-bpe.Q4_K_M.gguf"
 @pytest.fixture(autouse=True)
 def small_buffer(monkeypatch):
     """Nothing here depends on the speed, so the cache may hold the buffer."""
-    monkeypatch.setattr(bandwidth, "BUFFER_SIZE", 4 * READ_CHUNK)
+    monkeypatch.setattr(bandwidth, "LEAST_BUFFER", 4 * READ_CHUNK)
+    monkeypatch.setattr(bandwidth, "TIMES_THE_CACHE", 0)
 
 
 @pytest.fixture
@@ -97,11 +98,36 @@ def test_reading_covers_every_byte_round_and_round(call_kernel, rng, total, read
 
 
 def test_the_bandwidth_is_a_rate(library):
-    meter = BandwidthMeter(library, 2 * READ_CHUNK)
+    meter = BandwidthMeter(library, np.ones(2 * READ_CHUNK, np.uint8))
     assert 1e6 < meter.measure(2) < 1e14
 
 
+def test_a_pass_begins_where_the_last_one_ended(library, monkeypatch):
+    monkeypatch.setattr(bandwidth, "PASS_SIZE", READ_CHUNK)
+    meter = BandwidthMeter(library, np.ones(5 * READ_CHUNK + 1, np.uint8))
+    begins = []
+    read = meter._read
+
+    def watched(buffer, size, end, claimed):
+        begins.append((int(meter._claimed[0]) // READ_CHUNK, end // READ_CHUNK, size // READ_CHUNK))
+        return read(buffer, size, end, claimed)
+
+    meter._read = watched
+    meter.measure(1)
+    assert begins == [(0, 1, 5), (1, 2, 5), (2, 3, 5), (3, 4, 5), (4, 5, 5)]
+
+
+def test_the_buffer_is_larger_than_the_cache_as_far_as_there_is_memory(monkeypatch):
+    monkeypatch.setattr(bandwidth, "TIMES_THE_CACHE", 4)
+    monkeypatch.setattr(machine, "last_level_cache", lambda: 3 * READ_CHUNK)
+    assert bandwidth._new_buffer().nbytes == 12 * READ_CHUNK
+    monkeypatch.setattr(machine, "available_memory", lambda: 16 * READ_CHUNK)
+    assert bandwidth._new_buffer().nbytes == 8 * READ_CHUNK
+    monkeypatch.setattr(machine, "last_level_cache", lambda: 0)
+    assert bandwidth._new_buffer().nbytes == 4 * READ_CHUNK
+
+
 def test_a_machine_without_memory_for_the_buffer_is_told(library, monkeypatch):
-    monkeypatch.setattr(machine, "available_memory", lambda: 100 << 20)
-    with pytest.raises(OutOfMemoryError, match="needs 512 MiB, but 100 MiB are available"):
-        BandwidthMeter(library, 512 << 20)
+    monkeypatch.setattr(machine, "available_memory", lambda: 1 << 20)
+    with pytest.raises(OutOfMemoryError, match="needs 4 MiB, but 1 MiB are available"):
+        BandwidthMeter(library)

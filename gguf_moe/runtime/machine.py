@@ -36,6 +36,13 @@ def available_memory() -> int:
     return max(0, min(known)) if known else total_memory()
 
 
+def last_level_cache() -> int:
+    """Bytes of the first core's largest cache, which others may share; 0 where the system does not tell."""
+    sizes = (_read(path) for path in _CPUS.glob("cpu0/cache/index*/size"))
+    kibibytes = (size.removesuffix("K") for size in sizes if size)
+    return max((int(n) * 1024 for n in kibibytes if n.isdigit()), default=0)
+
+
 def _allowed_cpus() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)

@@ -25,7 +25,8 @@ DEMO = Path(gguf_moe.__file__).parent / "models" / "demo.gguf"
 @pytest.fixture
 def plan(kernel_cache, monkeypatch):
     """Plan for a file with two threads; measurements are forgotten afterwards."""
-    monkeypatch.setattr(bandwidth, "BUFFER_SIZE", 1 << 24)
+    monkeypatch.setattr(bandwidth, "LEAST_BUFFER", 1 << 24)
+    monkeypatch.setattr(bandwidth, "TIMES_THE_CACHE", 0)
     monkeypatch.setattr(speed, "MEASURED_S", 0.0)
 
     def plan(path=MOE, **options):

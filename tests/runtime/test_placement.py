@@ -119,5 +119,16 @@ def test_threads_stay_within_what_the_process_may_use(monkeypatch):
     assert machine.default_threads() == 1
 
 
+def test_the_last_level_cache_is_the_largest_of_a_core(monkeypatch, tmp_path):
+    assert machine.last_level_cache() >= 0
+    monkeypatch.setattr(machine, "_CPUS", tmp_path)
+    assert machine.last_level_cache() == 0
+    for index, size in enumerate(("48K", "2048K", "491520K")):
+        cache = tmp_path / f"cpu0/cache/index{index}"
+        cache.mkdir(parents=True)
+        (cache / "size").write_text(f"{size}\n")
+    assert machine.last_level_cache() == 480 << 20
+
+
 def test_available_memory_is_below_the_total():
     assert 0 < machine.available_memory() <= machine.total_memory()

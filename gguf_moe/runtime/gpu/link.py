@@ -15,7 +15,7 @@ from gguf_moe.arch.weights import Experts
 from gguf_moe.checkpoint import Checkpoint, ExpertTensors
 from gguf_moe.errors import OutOfMemoryError
 from gguf_moe.runtime.bandwidth import KERNEL as BANDWIDTH_KERNEL
-from gguf_moe.runtime.bandwidth import BandwidthMeter
+from gguf_moe.runtime.bandwidth import LEAST_BUFFER, BandwidthMeter
 from gguf_moe.runtime.gpu.device import Device, wait
 from gguf_moe_kernels.cpu.library import KernelLibrary
 
@@ -26,7 +26,8 @@ CPU_SHARE = 0.75
 LINK_SHARE = 0.8
 """The share of the copy engine's speed that copies by a kernel had."""
 PROBE_BYTES = 64 << 20
-N_PROBES = 16
+N_PROBES = 64
+"""Copies that go on while the CPU reads: enough for a fast link."""
 PROBE_LIMIT_S = 30.0
 ALIGNMENT = 16
 N_TRIED = 16
@@ -75,24 +76,28 @@ def measured_rates(
 ) -> Rates | None:
     """The rates of this machine, or None if it has too little memory to measure them.
 
-    The device must be able to read the file where it lies. Copies go on while the CPU reads.
+    The device must be able to read the file where it lies. Copies go on while the CPU reads, and neither
+    reads twice what a cache could hold, if the file is large.
     """
     library.prepare([BANDWIDTH_KERNEL], None)
     buffer = max(checkpoint.buffers, key=len)
     nbytes = min(PROBE_BYTES, len(buffer))
     try:
-        meter, target = BandwidthMeter(library), device.allocate(nbytes)
+        meter = BandwidthMeter(library, buffer if len(buffer) > LEAST_BUFFER else None)
+        target = device.allocate(nbytes)
     except OutOfMemoryError:
         return None
     stream, source = device.stream(), buffer.__array_interface__["data"][0]
+    n_pieces, probes = len(buffer) // nbytes, []
     start = time.perf_counter()
-    for _ in range(N_PROBES):
-        device.copy(stream, target, source, nbytes)
+    for i in range(N_PROBES, 0, -1):
+        device.copy(stream, target, source + i % n_pieces * nbytes, nbytes)
+        probes.append(device.event(stream))
     cpu = meter.measure(n_threads)
+    n_done, seconds = sum(map(device.is_done, probes)), time.perf_counter() - start
     wait(device, stream, PROBE_LIMIT_S)
-    link = N_PROBES * nbytes / (time.perf_counter() - start)
     device.free(target)
-    return Rates(CPU_SHARE * cpu, LINK_SHARE * link)
+    return Rates(CPU_SHARE * cpu, LINK_SHARE * n_done * nbytes / seconds)
 
 
 class Trial:

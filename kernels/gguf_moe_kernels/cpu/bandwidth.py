@@ -34,15 +34,16 @@ def read_chunk(base, acc):
 
 
 @kernel
-def read(buffer, buffer_size, total, claimed):
-    """Claim and read chunks until `total` bytes are claimed, round and round in the buffer.
+def read(buffer, buffer_size, end, claimed):
+    """Claim and read chunks until those before `end` are claimed, round and round in the buffer.
 
-    buffer_size and total are multiples of READ_CHUNK. claimed: the address of an int64 that all threads share
-    and that begins at 0, so that they end together. Returns a number that depends on all bytes read.
+    buffer_size and end are bytes, multiples of READ_CHUNK. claimed: the address of an int64 that all threads
+    share, so that they end together; it begins where the first chunk does. Returns a number that depends on
+    all bytes read.
     """
     acc, out = zero_i32x16(), stack_vector()
     start = atomic_add(claimed, READ_CHUNK)
-    while start < total:
+    while start < end:
         acc = read_chunk(buffer + start % buffer_size, acc)
         start = atomic_add(claimed, READ_CHUNK)
     store_i32x16(out, 0, acc)

@@ -1,7 +1,9 @@
 """Where the link helps the CPU within a step."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from gguf_moe.arch.weights import Experts
@@ -42,6 +44,31 @@ def test_what_the_kernels_cannot_do_is_left_to_the_cpu(experts, down):
 )
 def test_both_sides_get_as_much_as_they_can_do_in_the_same_time(experts, rates, can_cut, expected):
     assert link.rows_over_link(experts, link.Rates(*rates), can_cut) == expected
+
+
+def test_the_links_rate_counts_what_it_brought_while_the_cpu_read(monkeypatch):
+    file, copies = np.zeros(3 << 20, np.uint8), []
+    seconds = [0.0, 0.5]
+    monkeypatch.setattr(link, "PROBE_BYTES", 1 << 20)
+    monkeypatch.setattr(link.time, "perf_counter", lambda: seconds.pop(0))
+    meter = SimpleNamespace(measure=lambda n_threads: 1e9 * n_threads)
+    monkeypatch.setattr(link, "BandwidthMeter", lambda library, buffer: meter)
+    device = SimpleNamespace(
+        allocate=lambda nbytes: 7,
+        free=lambda address: None,
+        stream=lambda: None,
+        copy=lambda stream, target, source, nbytes: copies.append((target, source, nbytes)),
+        event=lambda stream: len(copies),
+        is_done=lambda n: n <= 10,
+        is_idle=lambda stream: True,
+    )
+    library = SimpleNamespace(prepare=lambda names, progress: None)
+    rates = link.measured_rates(device, SimpleNamespace(buffers=[file[:9], file]), library, 4)
+    assert rates == (link.CPU_SHARE * 4e9, link.LINK_SHARE * 10 * (1 << 20) / 0.5)
+    start = file.ctypes.data
+    assert {(target, source - start, nbytes) for target, source, nbytes in copies} == {
+        (7, i << 20, 1 << 20) for i in range(3)
+    }
 
 
 def run(trial, n, seconds):

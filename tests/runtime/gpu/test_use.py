@@ -41,7 +41,8 @@ def with_gpu(make_device, monkeypatch):
 
     monkeypatch.setattr(placement, "open_device", open_device)
     monkeypatch.setattr(bench_room.bench, "open_device", open_device)
-    monkeypatch.setattr(bandwidth, "BUFFER_SIZE", 4 * READ_CHUNK)
+    monkeypatch.setattr(bandwidth, "LEAST_BUFFER", 4 * READ_CHUNK)
+    monkeypatch.setattr(bandwidth, "TIMES_THE_CACHE", 0)
 
 
 def test_usage_counts_tokens_hits_misses_and_waiting(hybrid_context, moe_file):
