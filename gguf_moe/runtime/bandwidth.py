@@ -26,8 +26,8 @@ PASSES = 4
 class BandwidthMeter:
     """A buffer to read, and the kernel that reads it, round and round: each time what was read longest ago.
 
-    The library must stay open as long as the meter is used. buffer: uint8 [n], n >= READ_CHUNK, in memory;
-    None makes one, so large that little of it stays in the cache. Raises OutOfMemoryError.
+    The library must stay open as long as the meter is used. buffer: uint8 [n], n >= READ_CHUNK, memory that
+    is in use; None makes one, so large that little of it stays in the cache. Raises OutOfMemoryError.
     """
 
     def __init__(self, library: KernelLibrary, buffer: np.ndarray | None = None):
@@ -35,6 +35,9 @@ class BandwidthMeter:
         self._read = function_type(library.address(KERNEL))
         self._buffer = _new_buffer() if buffer is None else buffer
         self._size = self._buffer.nbytes // READ_CHUNK * READ_CHUNK
+        # A virtual machine's memory may come at half the rate when nobody has read it for a second.
+        self._first_pass = self._size if buffer is None else READ_CHUNK
+        """Bytes that are read before the time counts."""
         self._claimed = np.zeros(1, np.int64)
         self._place = 0
         """Where the next pass begins."""
@@ -43,7 +46,7 @@ class BandwidthMeter:
         """Bytes per second that n_threads threads read together, the best of a few passes of some 20 ms."""
         nbytes = PASS_SIZE * n_threads
         with ThreadPoolExecutor(n_threads, thread_name_prefix="gguf-moe-read") as pool:
-            self._pass(pool, n_threads, n_threads * READ_CHUNK)  # the threads start and the kernel is warm
+            self._pass(pool, n_threads, max(self._first_pass, n_threads * READ_CHUNK))
             return nbytes / min(self._pass(pool, n_threads, nbytes) for _ in range(PASSES))
 
     def _pass(self, pool: ThreadPoolExecutor, n_threads: int, nbytes: int) -> float:

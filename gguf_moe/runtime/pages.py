@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import sys
 from collections.abc import Callable
 
@@ -12,9 +11,12 @@ import numpy as np
 
 from gguf_moe.checkpoint import Checkpoint
 
-READ_SIZE = 8 << 20
+CHUNK = 64 << 20
+"""Bytes read between two reports of progress."""
 MOSTLY = 0.95
 """A file of which this share is in the page cache is left alone."""
+MADV_POPULATE_READ = 22
+"""linux/mman.h, since 5.14: read pages and map them."""
 
 
 def resident_share(checkpoint: Checkpoint) -> float:
@@ -37,13 +39,24 @@ def resident_share(checkpoint: Checkpoint) -> float:
 
 def read_ahead(checkpoint: Checkpoint, progress: Callable[[int, int], None] | None = None) -> None:
     """Read all parts once, so that the page cache holds them. progress(bytes done, bytes in total)."""
-    buffer = bytearray(READ_SIZE)
     done = 0
-    for path in checkpoint.paths:
+    for path, buffer in zip(checkpoint.paths, checkpoint.buffers, strict=True):
         with path.open("rb", buffering=0) as file:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            while n := file.readinto(buffer):
-                done += n
+            for start in range(0, len(buffer), CHUNK):
+                chunk = buffer[start : start + CHUNK]
+                # Through the map, because pages can only become huge when they are read for one.
+                if not _populate(chunk):
+                    file.seek(start)
+                    file.readinto(bytearray(len(chunk)))
+                done += len(chunk)
                 if progress:
                     progress(done, checkpoint.nbytes)
+
+
+def _populate(mapped: np.ndarray) -> bool:
+    """Have pages of a map read; False where the system can't. mapped: u8 [n], from the start of a page on."""
+    if sys.platform != "linux":
+        return False
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return madvise(mapped.ctypes.data, mapped.nbytes, MADV_POPULATE_READ) == 0
