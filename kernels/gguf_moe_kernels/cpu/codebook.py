@@ -1,6 +1,6 @@
 """Entries of a codebook by their indices, signs from bits, and the small scales of the types that use them.
 
-Reading entries one by one and joining them is faster on present CPUs than their gather instructions, and is
+Reading entries one by one and joining them is faster on most CPUs than their gather instructions, and is
 the same on every tier.
 """
 

@@ -1,8 +1,8 @@
-"""Entries of a codebook for one token, on CPUs with AVX2 and no AVX-512; the largest codebook on Intel's too.
+"""Entries of a codebook for one token, on CPUs with AVX2 and no AVX-512; large codebooks on Intel's too.
 
 A block's indices become offsets into the table by vector operations, all at once, and go to memory
-(*scratch*); from there each is read by one instruction. Signs go to the activations, so that weights have
-none and sums of 4 products fit int16: no entry is over 62, no activation over 127.
+(*scratch*); from there each is read by one instruction, or eight by a gather. Signs go to the activations, so
+that weights have none and sums of 4 products fit int16: no entry is over 62, no activation over 127.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from numba.extending import intrinsic
 from gguf_moe_kernels.cpu.bits import negative_where
 from gguf_moe_kernels.cpu.block import Layout
 from gguf_moe_kernels.cpu.block_sums import Products
-from gguf_moe_kernels.cpu.memory import F64, I8, I16, I32, I64, load_i64, make_store, pointer
+from gguf_moe_kernels.cpu.memory import F64, I1, I8, I16, I32, I64, load_i64, make_store, pointer
 from gguf_moe_kernels.cpu.simd import TIER, Tier, dot_unsigned, make_lookup
 from gguf_moe_kernels.cpu.target import Target
-from gguf_moe_kernels.cpu.vector import i8x32, i8x64, i16x32, load_i8x64, pick, zero_i32x16
+from gguf_moe_kernels.cpu.vector import call, i8x32, i8x64, i16x32, load_i8x64, pick, zero_i32x16
 
+HAS_GATHERS = "+avx512fp16" in Target.numba().features.split(",")
+"""Intel's cores since Sapphire Rapids, whose gathers are faster than eight loads and the joining of them."""
 HAS_OFFSETS = TIER in (Tier.AVX2, Tier.AVX2_VNNI)
 HAS_LARGE_OFFSETS = HAS_OFFSETS or (TIER is Tier.AVX512 and not Target.numba().cpu.startswith("znver"))
 """For IQ1, whose codebook takes 32 lookups in registers: they pay on AMD's CPUs alone."""
@@ -52,6 +54,8 @@ def _table(builder: ir.IRBuilder, content: bytes) -> ir.Value:
 def make_eights(entries: np.ndarray, unit: int) -> Callable[..., Any]:
     """An intrinsic eights(offsets): i8x64 of the entries, int8 [n, 8], whose eight u16 offsets stand at an
     address; they count `unit` bytes."""
+    if HAS_GATHERS:
+        return _make_gather(entries.tobytes(), unit)
     return _make_entries(entries.tobytes(), 8, unit, _join_eights)
 
 
@@ -74,6 +78,25 @@ def _make_entries(content: bytes, n: int, unit: int, join: Callable[..., ir.Valu
                 step = builder.mul(builder.zext(offset, I64), ir.Constant(I64, unit))
                 places.append(builder.add(table, step))
             return builder.bitcast(join(builder, places), i8x64.llvm)
+
+        return i8x64(types.int64), codegen
+
+    return entries_at
+
+
+def _make_gather(content: bytes, unit: int) -> Callable[..., Any]:
+    @intrinsic
+    def entries_at(typingctx, offsets):
+        def codegen(context, builder, sig, args):
+            loaded = ir.VectorType(F64, 8)
+            table = builder.inttoptr(_table(builder, content), I8.as_pointer())
+            shorts = builder.load(pointer(builder, args[0], ir.Constant(I64, 0), ir.VectorType(I16, 8)))
+            shorts.align = 1
+            steps = builder.zext(shorts, ir.VectorType(I32, 8))
+            zeros, everywhere = ir.Constant(loaded, [0.0] * 8), ir.Constant(ir.VectorType(I1, 8), [1] * 8)
+            arguments = (zeros, table, steps, everywhere, ir.Constant(I32, unit))
+            gathered = call(builder, "llvm.x86.avx512.mask.gather.dpd.512", loaded, arguments)
+            return builder.bitcast(gathered, i8x64.llvm)
 
         return i8x64(types.int64), codegen
 

@@ -23,6 +23,7 @@ from gguf_moe_kernels.cpu.block import (
 from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, mask_of_bit, pairs_of_bits
 from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, odd, times
 from gguf_moe_kernels.cpu.codebook_offsets import (
+    HAS_GATHERS,
     HAS_OFFSETS,
     make_eights,
     make_field,
@@ -93,7 +94,7 @@ else:
         return negative_where(entries, load_i64(w, 34 + 8 * k))
 
 
-if HAS_OFFSETS:
+if HAS_OFFSETS or HAS_GATHERS:  # with many tokens tables stay faster
     low_bits = make_field(8, 1, [1], 0xFF)
     high_bits = make_field(8, 4, [256, 64, 16, 4], 0x300)
 
