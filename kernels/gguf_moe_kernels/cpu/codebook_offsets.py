@@ -29,7 +29,7 @@ from gguf_moe_kernels.cpu.vector import call, i8x32, i8x64, i16x32, load_i8x64, 
 HAS_GATHERS = "+avx512fp16" in Target.numba().features.split(",")
 """Intel's cores since Sapphire Rapids, whose gathers are faster than eight loads and the joining of them."""
 HAS_OFFSETS = TIER in (Tier.AVX2, Tier.AVX2_VNNI)
-HAS_LARGE_OFFSETS = HAS_OFFSETS or (TIER is Tier.AVX512 and not Target.numba().cpu.startswith("znver"))
+HAS_LARGE_OFFSETS = HAS_OFFSETS or (TIER is Tier.AVX512 and not Target.numba().is_zen)
 """For IQ1, whose codebook takes 32 lookups in registers: they pay on AMD's CPUs alone."""
 SIGNS, SCRATCH_SIZE = 128, 192
 """Where the signs stand, 32 bytes behind 64 offsets of 16 bits, and what a block has in all."""

@@ -2,16 +2,7 @@
 
 A block of each row is unpacked once, one lane a row, and then meets all tokens. Each row and token has four
 partial sums (dot.py), to which blocks add in turn. Of types with 32 weights in a block two blocks are
-unpacked together.
-
-An *unpacked block* in memory, always with ROWS lanes:
-
-    QUANTS     int32 [64]    4 weights each; in types of 32 weights [8], and behind it those of the next block
-    SCALES     int32 [16]    of each group (Layout.make_group_scale); only in types of 256 weights
-    PAIRS      int32 [8]     of each 32 weights the factors of the sums of their activations; likewise
-    FACTORS    float32 [2]   the header's D and DMIN; in types of 32 weights behind it those of the next block
-
-The rows are read in parts of 16, because that many share a header (block.py).
+unpacked together. What an unpacked block is: unpacked.py.
 """
 
 from __future__ import annotations
@@ -21,10 +12,14 @@ from typing import Any
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.block import DMIN, D, Layout, stack_header
+from gguf_moe_kernels.cpu.block import Layout
 from gguf_moe_kernels.cpu.group_sums import make_add_products, make_add_scaled
-from gguf_moe_kernels.cpu.lanes import transpose
-from gguf_moe_kernels.cpu.memory import ask_for, load_f32, load_i64, make_stack, store_f32, store_i64
+from gguf_moe_kernels.cpu.memory import (
+    load_f32,
+    make_stack,
+    store_f32,
+    store_i64,
+)
 from gguf_moe_kernels.cpu.tokens import (
     AT_ONCE,
     LANES_SIZE,
@@ -43,24 +38,16 @@ from gguf_moe_kernels.cpu.tokens import (
     zero_integers,
     zero_one,
 )
+from gguf_moe_kernels.cpu.unpacked import FACTORS, PAIRS, PARTS, SCALES, UNPACKED_SIZE, make_unpack
 from gguf_moe_kernels.cpu.vector import (
     add_floats,
     load_f32x16,
     negative,
     store_f32x16,
-    store_i8x64,
-    store_i32x16,
 )
 
 TOKENS = 64
 """Tokens that stay in the core's cache while the weights pass by."""
-PARTS = ROWS // 16
-
-QUANTS = 0
-SCALES = QUANTS + 64 * LANES_SIZE
-PAIRS = SCALES + 16 * LANES_SIZE
-FACTORS = PAIRS + 8 * LANES_SIZE
-UNPACKED_SIZE = FACTORS + 4 * LANES_SIZE
 PARTIAL_SIZE = TOKENS * LANES_SIZE
 """Bytes of one of the four partial sums of all tokens."""
 
@@ -158,67 +145,6 @@ def make_add_blocks(
                 to_tokens(unpacked + 8 * LANES_SIZE * i, factors, ib + i, n_in, tokens, n_tokens, sums)
 
     return add_blocks
-
-
-def make_unpack(
-    quants: Callable[..., Any], unpack_header: Callable[..., Any], layout: Layout
-) -> Callable[..., Any]:
-    """unpack(starts, row_size, offset, n, unpacked): the block at `offset` of each row; n small ones.
-
-    The rows begin at the addresses `starts`, 16 from each on.
-    """
-    type_size, is_large, has_minimum = layout.type_size, layout.is_large, layout.has_minimum
-    has_dmin, header_place = has_minimum or layout.has_two_scales, layout.make_header_place()
-    prepared, pair, group_scale = layout.prepare(quants), layout.make_pair(), layout.make_group_scale()
-    n_groups, has_pairs = layout.block_size // layout.group, bool(layout.whole_offset or has_minimum)
-    stack_rows, stack_places = make_stack(16 * 64), make_stack(32)
-    # The rows that come next are asked for in the order of memory: with 64 weights of a row so many bytes.
-    n_ahead = -(-type_size // 4) if is_large else 2 * type_size
-
-    @njit
-    def unpack_factors(w, row_size, header, to):
-        """d and dmin of 16 rows; the header stays for what else is needed of it."""
-        places = stack_places()
-        for i in range(4):
-            store_i64(places, 8 * i, w + 4 * i * row_size)
-        unpack_header(places, row_size, header)
-        store_f32x16(to, 0, load_f32x16(header, D))
-        if has_dmin:
-            store_f32x16(to, LANES_SIZE, load_f32x16(header, DMIN))
-
-    @njit
-    def unpack_quants(w, row_size, k, rows, next_, to):
-        """64 weights of 16 rows, 4 in each lane. k: see Layout.prepare. Meanwhile `next_` is asked for."""
-        for r in range(16):
-            ask_for(next_ + r * n_ahead, n_ahead)
-            store_i8x64(rows, 64 * r, prepared(w + r * row_size, k))
-        transpose(rows, to, LANES_SIZE)
-
-    @njit
-    def unpack_large(w, row_size, header, rows, next_, to):
-        unpack_factors(w, row_size, header, to + FACTORS)
-        for j in range(n_groups):
-            store_i32x16(to, SCALES + LANES_SIZE * j, group_scale(header, j))
-        if has_pairs:
-            for j in range(8):
-                store_i32x16(to, PAIRS + LANES_SIZE * j, pair(header, j))
-        for k in range(4):
-            unpack_quants(w, row_size, k, rows, next_ + 16 * n_ahead * k, to + 16 * LANES_SIZE * k)
-
-    @njit
-    def unpack(starts, row_size, offset, n, unpacked):
-        header, rows = stack_header(), stack_rows()
-        for part in range(PARTS):
-            start, to = load_i64(starts, 8 * part), unpacked + 64 * part
-            w, next_ = start + offset, start + ROWS * row_size + 16 * offset
-            if is_large:
-                unpack_large(w, row_size, header, rows, next_, to)
-            else:
-                unpack_quants(w, row_size, type_size * (n - 1), rows, next_, to)
-                for i in range(n):
-                    unpack_factors(header_place(w, i), row_size, header, to + FACTORS + 2 * LANES_SIZE * i)
-
-    return unpack
 
 
 def make_add_block(layout: Layout) -> Callable[..., Any]:

@@ -208,19 +208,26 @@ def fill_zero(typingctx, to, n):
     return types.void(types.int64, types.int64), codegen
 
 
-@intrinsic
-def prefetch(typingctx, base, offset):
-    """Ask for the cache line at a place that is read soon."""
+def _make_prefetch(locality: int) -> Callable[..., Any]:
+    """An intrinsic prefetch(base, offset). locality: LLVM's 3 means all caches, 2 all but the first."""
 
-    def codegen(context, builder, signature, args):
-        byte = I8.as_pointer()
-        c_type = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, c_type, "llvm.prefetch.p0")
-        read_often_data = (ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1))
-        builder.call(function, [pointer(builder, *args, I8), *read_often_data])
-        return context.get_dummy_value()
+    @intrinsic
+    def prefetch(typingctx, base, offset):
+        def codegen(context, builder, signature, args):
+            byte = I8.as_pointer()
+            c_type = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+            function = cgutils.get_or_insert_function(builder.module, c_type, "llvm.prefetch.p0")
+            read_data = (ir.Constant(I32, 0), ir.Constant(I32, locality), ir.Constant(I32, 1))
+            builder.call(function, [pointer(builder, *args, I8), *read_data])
+            return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), codegen
+        return types.void(types.int64, types.int64), codegen
+
+    return prefetch
+
+
+prefetch, prefetch_later = _make_prefetch(3), _make_prefetch(2)
+"""Ask for the cache line at a place that is read soon; or later, when the first cache holds others."""
 
 
 @intrinsic
@@ -245,9 +252,15 @@ def keep_order(typingctx):
     return types.void(), codegen
 
 
-@njit
-def ask_for(at, n_bytes):
-    """Ask for all cache lines of so many bytes, here and not somewhere before or after."""
-    for offset in range(0, n_bytes, LINE):
-        prefetch(at, offset)
-    keep_order()
+def _make_ask_for(prefetch: Callable[..., Any]) -> Callable[..., Any]:
+    @njit
+    def ask_for(at, n_bytes):
+        for offset in range(0, n_bytes, LINE):
+            prefetch(at, offset)
+        keep_order()
+
+    return ask_for
+
+
+ask_for, ask_for_later = _make_ask_for(prefetch), _make_ask_for(prefetch_later)
+"""ask_for(at, n_bytes): ask for all cache lines of so many bytes, here and not somewhere before or after."""

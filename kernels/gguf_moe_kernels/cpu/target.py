@@ -35,6 +35,11 @@ class Target:
         _, cpu, features = cpu_target.target_context.codegen().magic_tuple()
         return Target(cpu, features)
 
+    @property
+    def is_zen(self) -> bool:
+        """One of AMD's Zen cores."""
+        return self.cpu.startswith("znver")
+
     def machine(self) -> llvm.TargetMachine:
         """An LLVM code generator for this CPU."""
         llvm.initialize_native_target()
