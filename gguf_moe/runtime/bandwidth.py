@@ -35,9 +35,9 @@ class BandwidthMeter:
         self._read = function_type(library.address(KERNEL))
         self._buffer = _new_buffer() if buffer is None else buffer
         self._size = self._buffer.nbytes // READ_CHUNK * READ_CHUNK
-        # A virtual machine's memory may come at half the rate when nobody has read it for a second.
-        self._first_pass = self._size if buffer is None else READ_CHUNK
-        """Bytes that are read before the time counts."""
+        self._first_pass = self._size if buffer is None else 0
+        """Bytes to read before the time counts: some virtual machines give memory that nobody has read for a
+        second at half the rate."""
         self._claimed = np.zeros(1, np.int64)
         self._place = 0
         """Where the next pass begins."""
@@ -46,6 +46,7 @@ class BandwidthMeter:
         """Bytes per second that n_threads threads read together, the best of a few passes of some 20 ms."""
         nbytes = PASS_SIZE * n_threads
         with ThreadPoolExecutor(n_threads, thread_name_prefix="gguf-moe-read") as pool:
+            # At least as many as start all threads and make the kernel warm.
             self._pass(pool, n_threads, max(self._first_pass, n_threads * READ_CHUNK))
             return nbytes / min(self._pass(pool, n_threads, nbytes) for _ in range(PASSES))
 

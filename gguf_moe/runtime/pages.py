@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,7 @@ def resident_share(checkpoint: Checkpoint) -> float:
     """The share of the tensors' pages that are in memory; 1.0 where the system doesn't tell."""
     if sys.platform != "linux":
         return 1.0
-    mincore = ctypes.CDLL(None, use_errno=True).mincore
-    mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    mincore = _c_function("mincore", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
     resident = total = 0
     for tensor in checkpoint.tensors.values():
         start = tensor.address // mmap.PAGESIZE * mmap.PAGESIZE
@@ -39,7 +39,7 @@ def resident_share(checkpoint: Checkpoint) -> float:
 
 def read_ahead(checkpoint: Checkpoint, progress: Callable[[int, int], None] | None = None) -> None:
     """Read all parts once, so that the page cache holds them. progress(bytes done, bytes in total)."""
-    done = 0
+    unused, done = memoryview(bytearray(CHUNK)), 0
     for path, buffer in zip(checkpoint.paths, checkpoint.buffers, strict=True):
         with path.open("rb", buffering=0) as file:
             for start in range(0, len(buffer), CHUNK):
@@ -47,7 +47,7 @@ def read_ahead(checkpoint: Checkpoint, progress: Callable[[int, int], None] | No
                 # Through the map, because pages can only become huge when they are read for one.
                 if not _populate(chunk):
                     file.seek(start)
-                    file.readinto(bytearray(len(chunk)))
+                    file.readinto(unused[: len(chunk)])
                 done += len(chunk)
                 if progress:
                     progress(done, checkpoint.nbytes)
@@ -57,6 +57,11 @@ def _populate(mapped: np.ndarray) -> bool:
     """Have pages of a map read; False where the system can't. mapped: u8 [n], from the start of a page on."""
     if sys.platform != "linux":
         return False
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    madvise = _c_function("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return madvise(mapped.ctypes.data, mapped.nbytes, MADV_POPULATE_READ) == 0
+
+
+def _c_function(name: str, *argtypes: Any) -> Callable[..., int]:
+    function = ctypes.CDLL(None, use_errno=True)[name]
+    function.argtypes = argtypes
+    return function

@@ -16,7 +16,7 @@ from gguf_moe_kernels.cpu.simd import TIER, Tier
 from gguf_moe_kernels.cpu.target import Target
 from gguf_moe_kernels.cpu.vector import call, i8x32, i8x64, pick, splat
 
-HAS_TABLES = TIER is Tier.AVX512 and "+avx512vbmi" in Target.numba().features.split(",")
+HAS_TABLES = TIER is Tier.AVX512 and Target.numba().has("avx512vbmi")
 I64X8 = ir.VectorType(I64, 8)
 
 

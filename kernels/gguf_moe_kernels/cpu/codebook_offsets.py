@@ -26,7 +26,7 @@ from gguf_moe_kernels.cpu.simd import TIER, Tier, dot_unsigned, make_lookup
 from gguf_moe_kernels.cpu.target import Target
 from gguf_moe_kernels.cpu.vector import call, i8x32, i8x64, i16x32, load_i8x64, pick, zero_i32x16
 
-HAS_GATHERS = "+avx512fp16" in Target.numba().features.split(",")
+HAS_GATHERS = TIER is Tier.AVX512 and Target.numba().has("avx512fp16")
 """Intel's cores since Sapphire Rapids, whose gathers are faster than eight loads and the joining of them."""
 HAS_OFFSETS = TIER in (Tier.AVX2, Tier.AVX2_VNNI)
 HAS_LARGE_OFFSETS = HAS_OFFSETS or (TIER is Tier.AVX512 and not Target.numba().is_zen)

@@ -68,7 +68,7 @@ def f32_to_f16(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 def _has_instruction(builder: ir.IRBuilder) -> bool:
     is_arm64 = builder.module.triple.startswith(("aarch64", "arm64"))
-    return is_arm64 or "+f16c" in Target.numba().features.split(",")
+    return is_arm64 or Target.numba().has("f16c")
 
 
 def _like(element: ir.Type, value: ir.Value) -> ir.Type:

@@ -35,6 +35,10 @@ class Target:
         _, cpu, features = cpu_target.target_context.codegen().magic_tuple()
         return Target(cpu, features)
 
+    def has(self, feature: str) -> bool:
+        """Whether the CPU has it, as LLVM names it: "avx512vbmi"."""
+        return f"+{feature}" in self.features.split(",")
+
     @property
     def is_zen(self) -> bool:
         """One of AMD's Zen cores."""
