@@ -16,22 +16,26 @@ from gguf_moe_kernels.cpu.block import Layout
 from gguf_moe_kernels.cpu.group_sums import make_add_products, make_add_scaled
 from gguf_moe_kernels.cpu.memory import (
     load_f32,
+    load_i64,
     make_stack,
     store_f32,
     store_i64,
 )
 from gguf_moe_kernels.cpu.tokens import (
     AT_ONCE,
+    FEW,
     LANES_SIZE,
     ROWS,
     add_product,
     add_term,
     dot_pairs,
     dot_unsigned,
+    load_few,
     load_integers,
     load_one,
     load_some,
     ones,
+    store_few,
     store_one,
     store_some,
     subtract_multiple,
@@ -57,7 +61,8 @@ def make_many_tokens(
 ) -> Callable[..., Any]:
     """many_tokens(w, row_size, n_rows, n_in, tokens, n_tokens, out, out_stride): up to TOKENS tokens.
 
-    tokens: see tokens.py. out: float32 [n_tokens, n_rows], with out_stride bytes from token to token.
+    tokens: see tokens.py; of an odd number the first one is also put behind the last, so that none is
+    computed alone. out: float32 [n_tokens, n_rows], with out_stride bytes from token to token.
     """
     add_blocks = make_add_blocks(quants, unpack_header, layout)
     stack_unpacked, stack_sums = make_stack(UNPACKED_SIZE), make_stack(4 * PARTIAL_SIZE)
@@ -66,10 +71,11 @@ def make_many_tokens(
     @njit
     def rows_by_tokens(starts, row_size, n_in, tokens, n_tokens, unpacked, sums):
         """The sums of 16 rows from each address of `starts` on, to the first partial sum."""
-        for t in range(n_tokens):
+        n_computed = (n_tokens + FEW - 1) // FEW * FEW
+        for t in range(n_computed):
             for s in range(4):
                 store_one(sums, s * PARTIAL_SIZE + t * LANES_SIZE, zero_one())
-        add_blocks(starts, row_size, n_in, tokens, n_tokens, unpacked, sums)
+        add_blocks(starts, row_size, n_in, tokens, n_computed, unpacked, sums)
         for t in range(n_tokens):
             at = t * LANES_SIZE
             first = add_floats(load_one(sums, at), load_one(sums, at + PARTIAL_SIZE))
@@ -89,6 +95,8 @@ def make_many_tokens(
     @njit
     def many_tokens(w, row_size, n_rows, n_in, tokens, n_tokens, out, out_stride):
         unpacked, sums, starts = stack_unpacked(), stack_sums(), stack_starts()
+        if n_tokens % FEW:
+            store_i64(tokens, 8 * n_tokens, load_i64(tokens, 0))
         if n_rows < 16:
             few_rows(w, row_size, n_rows, n_in, tokens, n_tokens, unpacked, sums, starts, out, out_stride)
             return
@@ -129,10 +137,10 @@ def make_add_blocks(
             store_some(partial, t * LANES_SIZE, acc)
             t += AT_ONCE
         while t < n_tokens:
-            acc = load_one(partial, t * LANES_SIZE)
+            acc = load_few(partial, t * LANES_SIZE)
             acc = add_block(acc, unpacked, factors, tokens + 8 * t, q, d, plane, ib)
-            store_one(partial, t * LANES_SIZE, acc)
-            t += 1
+            store_few(partial, t * LANES_SIZE, acc)
+            t += FEW
 
     @njit
     def add_blocks(starts, row_size, n_in, tokens, n_tokens, unpacked, sums):
