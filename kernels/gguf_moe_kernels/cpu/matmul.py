@@ -7,8 +7,13 @@ from numba import carray, njit
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.cpu.compile import op
 from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, make_call, store_f32
+from gguf_moe_kernels.cpu.tokens import ROWS
 
 call_tile = make_call(10)
+
+FEW_TOKENS = 8
+"""Up to so many activations each weight is met once, so that memory is read in streams as for one. More take
+chunks of rows that stay in the core's cache from one part of the tokens to the next."""
 
 
 @njit
@@ -26,7 +31,7 @@ def spread(chunk, n_chunks, n_threads):
 
 @njit
 def portion(claim, n, rows, least, n_threads):
-    """What claim number `claim` takes of n rows for one token: the first, and how many; 0 when all are taken.
+    """What claim number `claim` takes of n rows for few tokens: the first, and how many; 0 when all are taken.
 
     Each n_threads claims take half of what is left, each at least `least` rows, and whole times `rows` where
     that is enough for one. So threads read long streams at first, and in the end none waits long for the last
@@ -74,15 +79,22 @@ def multiply_rows(a, start, n_rows, n_x):
                 store_f32(out, at, load_f32(out, at) + load_f32(residual + 4 * start, at))
 
 
+@njit
+def steps(a, is_one):
+    """For `portion`: whole times how many rows, and how many at least. `is_one`: there is one token."""
+    return (a.one_token_rows, a.least_rows) if is_one else (ROWS, ROWS)
+
+
 @op(structs.MATMUL)
 def matmul(args, chunk, thread):
     a = carray(args, 1)[0]
     n_x, n_out = load_i64(a.rows, 0), a.n_out
-    if n_x == 1:
-        start, n_rows = portion(chunk, n_out, a.one_token_rows, a.least_rows, a.n_threads)
-        stop = start + n_rows
-        for at in range(start, stop, a.one_token_rows):
-            multiply_rows(a, at, min(a.one_token_rows, stop - at), 1)
+    if n_x <= FEW_TOKENS:
+        rows, least = steps(a, n_x == 1)
+        start, n_rows = portion(chunk, n_out, rows, least, a.n_threads)
+        stop, step = start + n_rows, a.one_token_rows if n_x == 1 else max(1, n_rows)
+        for at in range(start, stop, step):
+            multiply_rows(a, at, min(step, stop - at), n_x)
         return 1 if n_rows else 0
     place = spread(chunk, (n_out + a.chunk_rows - 1) // a.chunk_rows, a.n_threads)
     if place < 0:
@@ -143,18 +155,28 @@ def multiply_expert_rows(a, u, start, n_rows):
     )
 
 
+@njit
+def multiply_sequence(a, start, stop):
+    """Some rows of the sequence that the matrices of all experts in use are."""
+    while start < stop:
+        u = start // a.n_out
+        n_x = load_i32(a.first, 4 * u + 4) - load_i32(a.first, 4 * u)
+        end = min(stop, (u + 1) * a.n_out)
+        if n_x == 1:
+            end = min(end, start + a.one_token_rows)
+        multiply_expert_rows(a, u, start - u * a.n_out, end - start)
+        start = end
+
+
 @op(structs.MATMUL_ID)
 def matmul_id(args, chunk, thread):
     a = carray(args, 1)[0]
     n_used, n_out = load_i64(a.n_used, 0), a.n_out
-    if load_i32(a.first, 4 * n_used) == n_used:  # one token each: the experts' rows are one sequence
-        start, n_rows = portion(chunk, n_used * n_out, a.one_token_rows, a.least_rows, a.n_threads)
-        stop = start + n_rows
-        while start < stop:
-            u = start // n_out
-            end = min(start + a.one_token_rows, stop, (u + 1) * n_out)
-            multiply_expert_rows(a, u, start - u * n_out, end - start)
-            start = end
+    n_x = load_i32(a.first, 4 * n_used)
+    if n_x <= FEW_TOKENS * n_used:
+        rows, least = steps(a, n_x == n_used)
+        start, n_rows = portion(chunk, n_used * n_out, rows, least, a.n_threads)
+        multiply_sequence(a, start, start + n_rows)
         return 1 if n_rows else 0
     chunks_per_expert = (n_out + a.chunk_rows - 1) // a.chunk_rows
     place = spread(chunk, n_used * chunks_per_expert, a.n_threads)
