@@ -12,8 +12,8 @@ from gguf_moe_kernels.cpu.tokens import ROWS
 call_tile = make_call(10)
 
 FEW_TOKENS = 8
-"""Up to so many activations each weight is met once, so that memory is read in streams as for one. More take
-chunks of rows that stay in the core's cache from one part of the tokens to the next."""
+"""Activations of an expert, on average, up to which threads take portions of all experts' rows, as for one
+token. With more they take chunks of rows that stay in the core's cache while all activations pass by."""
 
 
 @njit
@@ -31,7 +31,7 @@ def spread(chunk, n_chunks, n_threads):
 
 @njit
 def portion(claim, n, rows, least, n_threads):
-    """What claim number `claim` takes of n rows for few tokens: the first, and how many; 0 when all are taken.
+    """What claim number `claim` takes of n rows for few tokens: the first, and how many; 0 if all are taken.
 
     Each n_threads claims take half of what is left, each at least `least` rows, and whole times `rows` where
     that is enough for one. So threads read long streams at first, and in the end none waits long for the last
@@ -79,22 +79,15 @@ def multiply_rows(a, start, n_rows, n_x):
                 store_f32(out, at, load_f32(out, at) + load_f32(residual + 4 * start, at))
 
 
-@njit
-def steps(a, is_one):
-    """For `portion`: whole times how many rows, and how many at least. `is_one`: there is one token."""
-    return (a.one_token_rows, a.least_rows) if is_one else (ROWS, ROWS)
-
-
 @op(structs.MATMUL)
 def matmul(args, chunk, thread):
     a = carray(args, 1)[0]
     n_x, n_out = load_i64(a.rows, 0), a.n_out
-    if n_x <= FEW_TOKENS:
-        rows, least = steps(a, n_x == 1)
-        start, n_rows = portion(chunk, n_out, rows, least, a.n_threads)
-        stop, step = start + n_rows, a.one_token_rows if n_x == 1 else max(1, n_rows)
-        for at in range(start, stop, step):
-            multiply_rows(a, at, min(step, stop - at), n_x)
+    if n_x == 1:
+        start, n_rows = portion(chunk, n_out, a.one_token_rows, a.least_rows, a.n_threads)
+        stop = start + n_rows
+        for at in range(start, stop, a.one_token_rows):
+            multiply_rows(a, at, min(a.one_token_rows, stop - at), 1)
         return 1 if n_rows else 0
     place = spread(chunk, (n_out + a.chunk_rows - 1) // a.chunk_rows, a.n_threads)
     if place < 0:
@@ -174,7 +167,7 @@ def matmul_id(args, chunk, thread):
     n_used, n_out = load_i64(a.n_used, 0), a.n_out
     n_x = load_i32(a.first, 4 * n_used)
     if n_x <= FEW_TOKENS * n_used:
-        rows, least = steps(a, n_x == n_used)
+        rows, least = (a.one_token_rows, a.least_rows) if n_x == n_used else (ROWS, ROWS)
         start, n_rows = portion(chunk, n_used * n_out, rows, least, a.n_threads)
         multiply_sequence(a, start, start + n_rows)
         return 1 if n_rows else 0
