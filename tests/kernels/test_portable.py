@@ -43,7 +43,7 @@ SCRIPT = """if True:
         x = rng.standard_normal((6, n), np.float32)
         x = x if activation is ActivationFormat.F32 else activations.quantize(activation, x)
         expected = matmul.tile(qtype, rows, x)
-        for n_x in (1, 6):
+        for n_x in (1, 2, 3, 4, 6):
             out = np.zeros((n_x, len(rows)), np.float32)
             name, row_size, stride = qtype.name.lower() + ".tile", rows.shape[1], out.strides[0]
             call(name, rows, row_size, len(rows), n, x, x.strides[0], 0, n_x, out, stride)

@@ -68,7 +68,11 @@ def test_dequantized_rows_equal_ggufs(rng, qtype, dequantize, random_rows, asser
 @by_type
 @pytest.mark.parametrize(
     ("n_rows", "n_blocks", "n_x"),
-    [(1, 1, 1), (7, 3, 2), (5, 4, 17), (3, 6, 1), (7, 4, 1), (6, 8, 1), (9, 12, 1), (4, 28, 1)],
+    [
+        *((1, 1, 1), (7, 3, 2), (5, 4, 17), (3, 6, 1), (7, 4, 1), (6, 8, 1), (9, 12, 1), (4, 28, 1)),
+        *((9, 4, 2), (5, 2, 2), (7, 7, 3), (9, 5, 3), (6, 8, 4), (11, 3, 4), (6, 4, 5), (18, 4, 6)),
+        *((5, 4, 65), (6, 3, 66), (7, 4, 67), (9, 4, 68)),
+    ],
 )
 def test_tile_equals_the_reference(rng, qtype, n_rows, n_blocks, n_x, tile, random_rows, assert_same_bits):
     n = n_blocks * (qtype.block_size if qtype.block_size > 1 else 40)
@@ -96,13 +100,14 @@ def at_the_end_of_memory():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect")
 @by_type
+@pytest.mark.parametrize("n_x", [1, 2, 3, 4])
 @pytest.mark.parametrize(("n_rows", "n_blocks"), [(8, 3), (9, 1), (6, 6)])
-def test_rows_for_one_token_depend_on_no_bytes_behind_them(
-    rng, qtype, n_rows, n_blocks, tile, random_rows, assert_same_bits, at_the_end_of_memory
+def test_rows_for_a_few_tokens_depend_on_no_bytes_behind_them(
+    rng, qtype, n_rows, n_blocks, n_x, tile, random_rows, assert_same_bits, at_the_end_of_memory
 ):
     n = n_blocks * qtype.block_size
     rows = random_rows(rng, qtype, n_rows, n)
-    x = activate(qtype, rng.standard_normal((1, n), np.float32))
+    x = activate(qtype, rng.standard_normal((n_x, n), np.float32))
     expected = matmul.tile(qtype, rows, x)
     assert_same_bits(tile(qtype, at_the_end_of_memory(rows), n, x), expected)
     rows[1::2] = 0xFF  # most types' scales are no numbers then

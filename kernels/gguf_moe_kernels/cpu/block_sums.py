@@ -1,4 +1,4 @@
-"""The integer sums of two blocks of 256 weights with one token's activations."""
+"""The integer sums of two blocks of 256 weights with the activations of a few tokens."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from numba import njit
 
 from gguf_moe_kernels.cpu.block import SCALES, Layout
+from gguf_moe_kernels.cpu.each import each
 from gguf_moe_kernels.cpu.lanes import fold_two, splat_i64
 from gguf_moe_kernels.cpu.memory import I16, I32, keep_order, load_i64, make_stack, opaque
 from gguf_moe_kernels.cpu.simd import dot_pairs, make_spread, pack_fours
@@ -17,7 +18,7 @@ from gguf_moe_kernels.cpu.vector import load_i8x64, zero_i32x16
 
 @dataclass(frozen=True)
 class Products:
-    """How one token meets a type's large blocks, two at a time.
+    """How a token meets a type's large blocks, two at a time.
 
     First begin(w, v, scratch), which gives for each of the two blocks what its parts share; it may use
     `scratch_size` bytes of memory. Then products(shared, k, x): i32x16 of sums of 4 products, each less than
@@ -47,31 +48,37 @@ def products_of_quants(quants: Callable[..., Any], layout: Layout) -> Products:
 
 
 def make_two_blocks(meeting: Products) -> Callable[..., Any]:
-    """two_blocks(w, v, header, lane, x, y): integer sums of the blocks at w and v.
+    """two_blocks(w, v, header, lane, xs, q, p): of each token the integer sums of the blocks at w and v.
 
-    In each four lanes of the result the first two add up to a part of w's sum, the others to one of v's.
-    x and y are the addresses of the activations for w and for v; the scales of w stand in `lane` of the
-    header, an even one, those of v in the next.
+    In each four lanes of a result the first two add up to a part of w's sum, the others to one of v's.
+    xs: the addresses of the tokens' activations; those for w stand at q, those for v at p. The scales of w
+    are in `lane` of the header, an even one, those of v in the next.
     """
     products, begin, needs_scratch = meeting.products, meeting.begin, meeting.scratch_size > 0
     scaled, scales_of_two = make_scaled(meeting.layout), make_scales_of_two(meeting.layout)
     stack_scratch = make_stack(meeting.scratch_size)
 
     @njit
-    def two_blocks(w, v, header, lane, x, y):
+    def zero(shared, t, x):
+        return zero_i32x16()
+
+    @njit
+    def add_part(shared, t, total, x):
+        first, second, k, q, p, scales = shared
+        a, b = products(first, k, x + q + 64 * k), products(second, k, x + p + 64 * k)
+        return scaled(total, a, b, scales)
+
+    @njit
+    def two_blocks(w, v, header, lane, xs, q, p):
         scratch = opaque(stack_scratch()) if needs_scratch else 0
         first, second = begin(w, v, scratch)
         if needs_scratch:
             keep_order()  # so that what was put there is loaded, not taken out of registers
-        total = zero_i32x16()
-        a, b = products(first, 0, x), products(second, 0, y)
-        total = scaled(total, a, b, scales_of_two(header, lane, 0))
-        a, b = products(first, 1, x + 64), products(second, 1, y + 64)
-        total = scaled(total, a, b, scales_of_two(header, lane, 1))
-        a, b = products(first, 2, x + 128), products(second, 2, y + 128)
-        total = scaled(total, a, b, scales_of_two(header, lane, 2))
-        a, b = products(first, 3, x + 192), products(second, 3, y + 192)
-        return scaled(total, a, b, scales_of_two(header, lane, 3))
+        totals = each(zero, 0, xs)
+        totals = each(add_part, (first, second, 0, q, p, scales_of_two(header, lane, 0)), totals, xs)
+        totals = each(add_part, (first, second, 1, q, p, scales_of_two(header, lane, 1)), totals, xs)
+        totals = each(add_part, (first, second, 2, q, p, scales_of_two(header, lane, 2)), totals, xs)
+        return each(add_part, (first, second, 3, q, p, scales_of_two(header, lane, 3)), totals, xs)
 
     return two_blocks
 

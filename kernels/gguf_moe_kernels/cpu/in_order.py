@@ -1,7 +1,7 @@
 """One token with rows of large blocks in the order of memory: the fastest way to read a matrix once.
 
 All rows together are one sequence of *fours*, four blocks each. A step takes four fours, whichever rows they
-belong to: lane 4i + j is block j of the i-th. So a step has one header, as in one_token.py, and ends as four
+belong to: lane 4i + j is block j of the i-th. So a step has one header, as in few_tokens.py, and ends as four
 times the four partial sums of a row (dot.py: block index mod 4), which are added one four after the other.
 """
 
@@ -64,7 +64,8 @@ def make_rows_in_order(meeting: Products, unpack_header: Callable[..., Any]) -> 
     def sums_of_two(w, header, lane, q, next_):
         ask_for_share(next_, lane)
         ask_for_share(next_, lane + 1)
-        return two_blocks(w, w + type_size, header, lane, q, q + 256)
+        (total,) = two_blocks(w, w + type_size, header, lane, (q,), 0, 256)
+        return total
 
     @njit
     def sums_of_four(w, header, lane, q, next_):

@@ -23,20 +23,20 @@ from gguf_moe_kernels.cpu.memory import (
 )
 from gguf_moe_kernels.cpu.tokens import (
     AT_ONCE,
-    FEW,
     LANES_SIZE,
+    PAIR,
     ROWS,
     add_product,
     add_term,
     dot_pairs,
     dot_unsigned,
-    load_few,
     load_integers,
     load_one,
+    load_pair,
     load_some,
     ones,
-    store_few,
     store_one,
+    store_pair,
     store_some,
     subtract_multiple,
     zero_integers,
@@ -71,7 +71,7 @@ def make_many_tokens(
     @njit
     def rows_by_tokens(starts, row_size, n_in, tokens, n_tokens, unpacked, sums):
         """The sums of 16 rows from each address of `starts` on, to the first partial sum."""
-        n_computed = (n_tokens + FEW - 1) // FEW * FEW
+        n_computed = (n_tokens + PAIR - 1) // PAIR * PAIR
         for t in range(n_computed):
             for s in range(4):
                 store_one(sums, s * PARTIAL_SIZE + t * LANES_SIZE, zero_one())
@@ -95,7 +95,7 @@ def make_many_tokens(
     @njit
     def many_tokens(w, row_size, n_rows, n_in, tokens, n_tokens, out, out_stride):
         unpacked, sums, starts = stack_unpacked(), stack_sums(), stack_starts()
-        if n_tokens % FEW:
+        if n_tokens % PAIR:
             store_i64(tokens, 8 * n_tokens, load_i64(tokens, 0))
         if n_rows < 16:
             few_rows(w, row_size, n_rows, n_in, tokens, n_tokens, unpacked, sums, starts, out, out_stride)
@@ -137,10 +137,10 @@ def make_add_blocks(
             store_some(partial, t * LANES_SIZE, acc)
             t += AT_ONCE
         while t < n_tokens:
-            acc = load_few(partial, t * LANES_SIZE)
+            acc = load_pair(partial, t * LANES_SIZE)
             acc = add_block(acc, unpacked, factors, tokens + 8 * t, q, d, plane, ib)
-            store_few(partial, t * LANES_SIZE, acc)
-            t += FEW
+            store_pair(partial, t * LANES_SIZE, acc)
+            t += PAIR
 
     @njit
     def add_blocks(starts, row_size, n_in, tokens, n_tokens, unpacked, sums):

@@ -6,6 +6,7 @@ from numba import carray, njit
 
 from gguf_moe_kernels import structs
 from gguf_moe_kernels.cpu.compile import op
+from gguf_moe_kernels.cpu.each import MOST_TOKENS
 from gguf_moe_kernels.cpu.memory import load_f32, load_i32, load_i64, make_call, store_f32
 from gguf_moe_kernels.cpu.tokens import ROWS
 
@@ -83,11 +84,11 @@ def multiply_rows(a, start, n_rows, n_x):
 def matmul(args, chunk, thread):
     a = carray(args, 1)[0]
     n_x, n_out = load_i64(a.rows, 0), a.n_out
-    if n_x == 1:
+    if n_x < MOST_TOKENS:
         start, n_rows = portion(chunk, n_out, a.one_token_rows, a.least_rows, a.n_threads)
         stop = start + n_rows
         for at in range(start, stop, a.one_token_rows):
-            multiply_rows(a, at, min(a.one_token_rows, stop - at), 1)
+            multiply_rows(a, at, min(a.one_token_rows, stop - at), n_x)
         return 1 if n_rows else 0
     place = spread(chunk, (n_out + a.chunk_rows - 1) // a.chunk_rows, a.n_threads)
     if place < 0:
@@ -155,7 +156,7 @@ def multiply_sequence(a, start, stop):
         u = start // a.n_out
         n_x = load_i32(a.first, 4 * u + 4) - load_i32(a.first, 4 * u)
         end = min(stop, (u + 1) * a.n_out)
-        if n_x == 1:
+        if n_x < MOST_TOKENS:
             end = min(end, start + a.one_token_rows)
         multiply_expert_rows(a, u, start - u * a.n_out, end - start)
         start = end

@@ -21,9 +21,9 @@ from numba import njit
 from gguf_moe_kernels.cpu.block import Layout
 from gguf_moe_kernels.cpu.block_sums import Products, products_of_quants
 from gguf_moe_kernels.cpu.compile import Kernel, kernel
+from gguf_moe_kernels.cpu.few_tokens import make_few_tokens
 from gguf_moe_kernels.cpu.many_tokens import TOKENS, make_many_tokens
 from gguf_moe_kernels.cpu.memory import load_i32, load_i64, make_stack, store_f32, store_i64
-from gguf_moe_kernels.cpu.one_token import make_one_token
 
 FLOAT_TOKENS = 16
 """Activation rows of float32 that stay in the core's cache while the weight rows pass by."""
@@ -59,21 +59,31 @@ def make_tile(
 
     `meeting`: how one token meets its blocks, where there is a faster way than through `quants`.
     """
-    one_token = make_one_token(quants, unpack_header, meeting or products_of_quants(quants, layout))
+    few_tokens = make_few_tokens(quants, unpack_header, meeting or products_of_quants(quants, layout))
     many_tokens = make_many_tokens(quants, unpack_header, layout)
-    stack_tokens = make_stack(8 * TOKENS)
+    block_size, is_large, stack_tokens = layout.block_size, layout.is_large, make_stack(8 * TOKENS)
 
     @kernel
     def tile(w, row_size, n_rows, n_in, x, x_stride, x_index, n_x, out, out_stride):
-        tokens = stack_tokens()
+        tokens, n_blocks = stack_tokens(), n_in // block_size
+        # Few tokens take four blocks of a row at a time, of which at most a quarter may be missing.
+        has_fours = n_blocks >= 3 * ((n_blocks + 3) // 4)
         for start in range(0, n_x, TOKENS):
             n_tokens = min(TOKENS, n_x - start)
             for t in range(n_tokens):
                 i = load_i32(x_index, 4 * (start + t)) if x_index else start + t
                 store_i64(tokens, 8 * t, x + i * x_stride)
             at = out + start * out_stride
+            a, b = load_i64(tokens, 0), load_i64(tokens, 8)
+            c, d = load_i64(tokens, 16), load_i64(tokens, 24)
             if n_tokens == 1:
-                one_token(w, row_size, n_rows, n_in, load_i64(tokens, 0), at)
+                few_tokens(w, row_size, n_rows, n_in, (a,), at, out_stride)
+            elif n_tokens == 2 and has_fours:
+                few_tokens(w, row_size, n_rows, n_in, (a, b), at, out_stride)
+            elif n_tokens == 3 and has_fours:
+                few_tokens(w, row_size, n_rows, n_in, (a, b, c), at, out_stride)
+            elif is_large and n_tokens == 4 and has_fours:
+                few_tokens(w, row_size, n_rows, n_in, (a, b, c, d), at, out_stride)
             else:
                 many_tokens(w, row_size, n_rows, n_in, tokens, n_tokens, at, out_stride)
         return 0

@@ -31,12 +31,12 @@ ROWS = 32 if TIER is Tier.AVX512 else 16
 """Rows side by side. With 32 a number of a token serves two registers of weights, if there are so many."""
 AT_ONCE = 1 if TIER is Tier.PORTABLE else 4
 """Tokens whose sums fit into the registers together."""
-FEW = min(2, AT_ONCE)
+PAIR = min(2, AT_ONCE)
 """Tokens left over by AT_ONCE meet their weights together."""
 LANES_SIZE = 4 * ROWS
 """Bytes of an int32 or float32 in ROWS lanes."""
-INTEGERS = {n: Vector(f"i32x{ROWS}x{n}", I32, ROWS * n) for n in (1, FEW, AT_ONCE)}
-FLOATS = {n: Vector(f"f32x{ROWS}x{n}", F32, ROWS * n) for n in (1, FEW, AT_ONCE)}
+INTEGERS = {n: Vector(f"i32x{ROWS}x{n}", I32, ROWS * n) for n in (1, PAIR, AT_ONCE)}
+FLOATS = {n: Vector(f"f32x{ROWS}x{n}", F32, ROWS * n) for n in (1, PAIR, AT_ONCE)}
 
 
 @intrinsic
@@ -48,10 +48,13 @@ def ones(typingctx):
 
 load_integers = make_load(INTEGERS[1], INTEGERS[1].llvm)
 load_one, store_one = make_load(FLOATS[1], FLOATS[1].llvm), make_store(FLOATS[1], FLOATS[1].llvm)
-load_few, store_few = make_load(FLOATS[FEW], FLOATS[FEW].llvm), make_store(FLOATS[FEW], FLOATS[FEW].llvm)
+load_pair, store_pair = (
+    make_load(FLOATS[PAIR], FLOATS[PAIR].llvm),
+    make_store(FLOATS[PAIR], FLOATS[PAIR].llvm),
+)
 load_some = make_load(FLOATS[AT_ONCE], FLOATS[AT_ONCE].llvm)
 store_some = make_store(FLOATS[AT_ONCE], FLOATS[AT_ONCE].llvm)
-"""Floats of one token, of FEW and of AT_ONCE tokens."""
+"""Floats of one token, of PAIR and of AT_ONCE tokens."""
 
 
 def _numbers(builder: ir.IRBuilder, tokens: ir.Value, offset: ir.Value, n: int, kind: ir.Type) -> ir.Value:
