@@ -14,10 +14,12 @@ import numpy as np
 from gguf_moe_kernels.cuda.source import module_source, split_name
 
 FOLDER = Path(__file__).parents[1] / "kernels" / "cuda" / "emulator"
-# Without no-gnu-unique the libraries of two types share what a template keeps in shared memory.
+# Without no-gnu-unique the libraries of two types share what a template keeps in shared memory. Where g++ has
+# _FORTIFY_SOURCE by itself (Ubuntu), a jump from one thread's stack to another's would end the process.
 FLAGS = [
     "-std=c++17",
     "-O1",
+    "-U_FORTIFY_SOURCE",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-fno-gnu-unique",
