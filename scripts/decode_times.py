@@ -2,15 +2,16 @@
 """Measure where the time of a token goes on the CPU: in each kind of task, and in waits between them.
 
   decode_times.py FILE -t 2
+  decode_times.py FILE -t 2 --at-once 8
 
-One line for each kind of task, all layers together, per token (medians):
+One line for each kind of task, all layers together, per step of --at-once tokens (medians):
 
   span     from the first thread's arrival until the last one's leaving, ms
   busy     the share of span in which threads compute, mean of all threads
   wait     until the next task begins: what threads wait for each other, mean of all threads, ms
-  MB       weights read, and GB/s while the task lasts
+  MB       weights read, of experts those that are expected to be chosen, and GB/s while the task lasts
 
-The last line has a token without stopwatches.
+The last line has a step without stopwatches.
 
 The crew's program is that of the model, with each op inside a stopwatch (gguf_moe_kernels/cpu/stopwatch.py).
 """
@@ -59,14 +60,12 @@ class Stopwatches:
         self._table[:, 0], self._table[:, 1] = self._arguments["function"], self._arguments["arguments"]
 
 
-def weight_bytes(task: Task, n_expert_used: int) -> float:
-    """Bytes of matrices that a token reads in this task, on average."""
+def weight_bytes(task: Task, expert_share: float) -> float:
+    """Bytes of matrices that a step reads in this task, if it chooses such a share of the experts."""
     if task.op not in MATRICES:
         return 0.0
     weight = task.weights["weight"]
-    if isinstance(weight, ExpertTensors):
-        return sum(weight.nbytes) * n_expert_used / len(weight.nbytes)
-    return weight.nbytes
+    return sum(weight.nbytes) * expert_share if isinstance(weight, ExpertTensors) else weight.nbytes
 
 
 def kind_of(task: Task) -> str:
@@ -79,24 +78,29 @@ def kind_of(task: Task) -> str:
     return f"{name} {'/'.join(sorted({qtype.name for qtype in qtypes}))}"
 
 
-def measure_plain(model: gguf_moe.Model, n_tokens: int) -> float:
-    """ms of a token, the median."""
+def take_step(model: gguf_moe.Model, i: int, at_once: int) -> None:
+    """So many tokens that are not those of the steps before."""
+    model._context.extend([FIRST_TOKEN + at_once * i + j for j in range(at_once)], 1)
+
+
+def measure_plain(model: gguf_moe.Model, n_steps: int, at_once: int) -> float:
+    """ms of a step, the median."""
     seconds = []
-    for i in range(n_tokens):
+    for i in range(n_steps):
         start = time.perf_counter()
-        model._context.extend([FIRST_TOKEN + i], 1)
+        take_step(model, i, at_once)
         seconds.append(time.perf_counter() - start)
     return 1e3 * float(np.median(seconds))
 
 
-def measure(model: gguf_moe.Model, n_threads: int, n_tokens: int) -> np.ndarray:
+def measure(model: gguf_moe.Model, n_threads: int, n_steps: int, at_once: int) -> np.ndarray:
     """When each thread came to each row, when it left it, and how long it computed there: float64 in ms
-    [n_tokens, n_rows, n_threads, 3]."""
+    [n_steps, n_rows, n_threads, 3]."""
     watches = Stopwatches(model._context._runner._program.table, model._loaded.library, n_threads)
     seconds, watched = [], []
-    for i in range(n_tokens):
+    for i in range(n_steps):
         watches.times[:] = 0
-        model._context.extend([FIRST_TOKEN + i], 1)
+        take_step(model, i, at_once)
         seconds.append(time.perf_counter())
         watched.append(watches.times[..., [FIRST // 8, LAST // 8, BUSY // 8]].copy())
     watches.remove()
@@ -106,7 +110,7 @@ def measure(model: gguf_moe.Model, n_threads: int, n_tokens: int) -> np.ndarray:
 
 @dataclass
 class Sums:
-    """All tasks of a kind: ms of each token, float64 [n_tokens]."""
+    """All tasks of a kind: ms of each step, float64 [n_steps]."""
 
     number: int = 0
     span: float | np.ndarray = 0.0
@@ -115,7 +119,7 @@ class Sums:
     megabytes: float = 0.0
 
 
-def sums_by_kind(times: np.ndarray, tasks: list[Task], n_expert_used: int) -> dict[str, Sums]:
+def sums_by_kind(times: np.ndarray, tasks: list[Task], expert_share: float) -> dict[str, Sums]:
     """Where the times of `measure` went."""
     first, last, busy = (times[..., i] for i in range(3))
     following = np.roll(first, -1, axis=1)
@@ -128,11 +132,11 @@ def sums_by_kind(times: np.ndarray, tasks: list[Task], n_expert_used: int) -> di
         kind.span += span[:, row]
         kind.busy += busy[:, row].mean(axis=1)
         kind.wait += wait[:, row]
-        kind.megabytes += weight_bytes(task, n_expert_used) / 1e6
+        kind.megabytes += weight_bytes(task, expert_share) / 1e6
     return kinds
 
 
-def show(kinds: dict[str, Sums], token_ms: float) -> None:
+def show(kinds: dict[str, Sums], step_ms: float) -> None:
     """The table, the longest first."""
     print(f"{'task':<30}{'number':>7}{'span':>9}{'busy':>7}{'wait':>8}{'MB':>9}{'GB/s':>7}")
     for name, kind in sorted(kinds.items(), key=lambda item: -np.median(item[1].span)):
@@ -142,28 +146,33 @@ def show(kinds: dict[str, Sums], token_ms: float) -> None:
         print(f"{name:<30}{kind.number:>7}{span:>9.3f}{share:>6.0f}%{wait:>8.3f}{rate}")
     number, megabytes = sum(k.number for k in kinds.values()), sum(k.megabytes for k in kinds.values())
     wait = np.median(sum(k.wait for k in kinds.values()))
-    rate = f"{megabytes:>9.1f}{megabytes / token_ms:>7.1f}"
-    print(f"{'a whole token':<30}{number:>7}{token_ms:>9.3f}{'':>7}{wait:>8.3f}{rate}")
+    rate = f"{megabytes:>9.1f}{megabytes / step_ms:>7.1f}"
+    print(f"{'a whole step':<30}{number:>7}{step_ms:>9.3f}{'':>7}{wait:>8.3f}{rate}")
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model", type=Path)
     p.add_argument("-t", "--threads", type=int, nargs="*", default=[os.cpu_count()], help="(all cores)")
-    p.add_argument("-n", "--n-predict", type=int, default=40, help="tokens to measure (40)")
+    p.add_argument("-n", "--n-predict", type=int, default=40, help="steps to measure (40)")
     p.add_argument("-d", "--depth", type=int, default=4, help="tokens before (4)")
+    p.add_argument("--at-once", type=int, default=1, metavar="N", help="tokens of a step (1)")
     args = p.parse_args()
-    n_ctx = args.depth + 2 * args.n_predict
+    if min(args.n_predict, args.depth, args.at_once) <= 0:
+        raise SystemExit("--n-predict, --depth and --at-once must be positive")
+    n_ctx = args.depth + 2 * args.n_predict * args.at_once
     for threads in args.threads:
         with gguf_moe.load(args.model, n_ctx=n_ctx, threads=threads, device="cpu") as model:
             model._context.extend([FIRST_TOKEN + i for i in range(args.depth)], 1)
             meter = BandwidthMeter(model._loaded.library)
             before = meter.measure(threads) / 1e9
-            times = measure(model, threads, args.n_predict)
-            plain = measure_plain(model, args.n_predict)
+            times = measure(model, threads, args.n_predict, args.at_once)
+            plain = measure_plain(model, args.n_predict, args.at_once)
             after = meter.measure(threads) / 1e9
             print(f"{args.model.name}, {threads} threads; a read loop gets {before:.1f} and {after:.1f} GB/s")
-            show(sums_by_kind(times, model._context.graph.tasks, model.hparams.n_expert_used), plain)
+            hp = model.hparams
+            share = 1 - (1 - hp.n_expert_used / hp.n_expert) ** args.at_once if hp.n_expert else 0.0
+            show(sums_by_kind(times, model._context.graph.tasks, share), plain)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ def test_watched_rows_give_the_same_token_and_times_in_their_order(kernel_cache:
         assert (last[:-1] <= first[1:]).all()
         assert (busy <= last - first).all()
 
-        times = decode_times.measure(model, n_threads=2, n_tokens=3)
+        times = decode_times.measure(model, n_threads=2, n_steps=3, at_once=2)
         tasks = model._context.graph.tasks
-        kinds = decode_times.sums_by_kind(times, tasks, model.hparams.n_expert_used)
+        kinds = decode_times.sums_by_kind(times, tasks, expert_share=0.75)
         assert sum(kind.number for kind in kinds.values()) == len(tasks)
         assert kinds["Qcur Q4_K"].number == model.hparams.n_layer
-        # The two largest of four experts of 256 x 256 weights in two layers, 144 bytes for 256 weights.
-        assert kinds["ffn_moe_up Q4_K"].megabytes == 2 * 2 * 256 * 144 / 1e6
+        # Three of four experts of 256 x 256 weights in two layers, 144 bytes for 256 weights.
+        assert kinds["ffn_moe_up Q4_K"].megabytes == 2 * 3 * 256 * 144 / 1e6
