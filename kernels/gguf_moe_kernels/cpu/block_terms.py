@@ -106,6 +106,7 @@ def _make_add_large(meeting: Products) -> Callable[..., Any]:
     @njit
     def add_blocks(accs, w, stride, header, left, xs, q, d, sums, next_, apart):
         block_sums = stack_sums()
+        # Loops, as the compiler puts two_blocks inside only where it is called once.
         for i in range(4):  # the same block of four rows
             at, ask = w + i * type_size, next_ + i * type_size
             for j in range(0, 4, 2):
