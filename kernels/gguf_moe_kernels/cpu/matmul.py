@@ -156,7 +156,7 @@ def multiply_sequence(a, start, stop):
         u = start // a.n_out
         n_x = load_i32(a.first, 4 * u + 4) - load_i32(a.first, 4 * u)
         end = min(stop, (u + 1) * a.n_out)
-        if n_x < MOST_TOKENS:
+        if n_x < MOST_TOKENS:  # read as for one token (few_tokens.py), whatever the type
             end = min(end, start + a.one_token_rows)
         multiply_expert_rows(a, u, start - u * a.n_out, end - start)
         start = end
