@@ -16,6 +16,7 @@ import statistics
 import time
 
 import numpy as np
+from decode_times import expert_share
 
 import gguf_moe
 from gguf_moe.checkpoint import open_checkpoint
@@ -60,10 +61,7 @@ def bytes_of_a_token(model: Model, n: int) -> tuple[float, float]:
                 expert += size
             elif name != "token_embd.weight" or "output.weight" not in names:
                 dense += size
-    if not hp.n_expert:
-        return dense, dense
-    distinct = 1 - (1 - hp.n_expert_used / hp.n_expert) ** n
-    return dense + expert * hp.n_expert_used / hp.n_expert, dense + expert * distinct
+    return dense + expert * expert_share(hp, 1), dense + expert * expert_share(hp, n)
 
 
 def main() -> None:

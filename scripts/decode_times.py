@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import gguf_moe
+from gguf_moe.arch.hparams import HParams
 from gguf_moe.checkpoint import ExpertTensors
 from gguf_moe.graph.task import Op, Task
 from gguf_moe.runtime.bandwidth import BandwidthMeter
@@ -60,12 +61,17 @@ class Stopwatches:
         self._table[:, 0], self._table[:, 1] = self._arguments["function"], self._arguments["arguments"]
 
 
-def weight_bytes(task: Task, expert_share: float) -> float:
+def expert_share(hp: HParams, n_tokens: int) -> float:
+    """The share of a layer's experts that so many tokens choose together, if routing is uniform."""
+    return 1 - (1 - hp.n_expert_used / hp.n_expert) ** n_tokens if hp.n_expert else 0.0
+
+
+def weight_bytes(task: Task, share: float) -> float:
     """Bytes of matrices that a step reads in this task, if it chooses such a share of the experts."""
     if task.op not in MATRICES:
         return 0.0
     weight = task.weights["weight"]
-    return sum(weight.nbytes) * expert_share if isinstance(weight, ExpertTensors) else weight.nbytes
+    return sum(weight.nbytes) * share if isinstance(weight, ExpertTensors) else weight.nbytes
 
 
 def kind_of(task: Task) -> str:
@@ -119,7 +125,7 @@ class Sums:
     megabytes: float = 0.0
 
 
-def sums_by_kind(times: np.ndarray, tasks: list[Task], expert_share: float) -> dict[str, Sums]:
+def sums_by_kind(times: np.ndarray, tasks: list[Task], share: float) -> dict[str, Sums]:
     """Where the times of `measure` went."""
     first, last, busy = (times[..., i] for i in range(3))
     following = np.roll(first, -1, axis=1)
@@ -132,7 +138,7 @@ def sums_by_kind(times: np.ndarray, tasks: list[Task], expert_share: float) -> d
         kind.span += span[:, row]
         kind.busy += busy[:, row].mean(axis=1)
         kind.wait += wait[:, row]
-        kind.megabytes += weight_bytes(task, expert_share) / 1e6
+        kind.megabytes += weight_bytes(task, share) / 1e6
     return kinds
 
 
@@ -170,8 +176,7 @@ def main() -> None:
             plain = measure_plain(model, args.n_predict, args.at_once)
             after = meter.measure(threads) / 1e9
             print(f"{args.model.name}, {threads} threads; a read loop gets {before:.1f} and {after:.1f} GB/s")
-            hp = model.hparams
-            share = 1 - (1 - hp.n_expert_used / hp.n_expert) ** args.at_once if hp.n_expert else 0.0
+            share = expert_share(model.hparams, args.at_once)
             show(sums_by_kind(times, model._context.graph.tasks, share), plain)
 
 

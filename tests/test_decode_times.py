@@ -25,7 +25,7 @@ def test_watched_rows_give_the_same_token_and_times_in_their_order(kernel_cache:
 
         times = decode_times.measure(model, n_threads=2, n_steps=3, at_once=2)
         tasks = model._context.graph.tasks
-        kinds = decode_times.sums_by_kind(times, tasks, expert_share=0.75)
+        kinds = decode_times.sums_by_kind(times, tasks, decode_times.expert_share(model.hparams, 2))
         assert sum(kind.number for kind in kinds.values()) == len(tasks)
         assert kinds["Qcur Q4_K"].number == model.hparams.n_layer
         # Three of four experts of 256 x 256 weights in two layers, 144 bytes for 256 weights.

@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 MOST_TOKENS = 4
-"""More have no room in the registers."""
+"""Types of 256 weights take so many together, the others one less. Each number has code of its own."""
 
 
 @intrinsic

@@ -53,11 +53,8 @@ def make_few_tokens(
     in_order, add_blocks = layout.in_order and LIKES_ORDER, make_add_blocks(quants, meeting)
     rows_in_order = make_rows_in_order(meeting, unpack_header) if in_order else None
     header_place = layout.make_header_place()
-    stack_places, stack_tails, stack_sums = (
-        make_stack(32),
-        make_stack(4 * four_size),
-        make_stack(16 * MOST_TOKENS),
-    )
+    stack_places, stack_tails = make_stack(32), make_stack(4 * four_size)
+    stack_sums = make_stack(16 * MOST_TOKENS)
 
     @njit
     def copy_blocks(w, stride, n_blocks, tails):

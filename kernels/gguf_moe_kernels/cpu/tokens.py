@@ -48,10 +48,8 @@ def ones(typingctx):
 
 load_integers = make_load(INTEGERS[1], INTEGERS[1].llvm)
 load_one, store_one = make_load(FLOATS[1], FLOATS[1].llvm), make_store(FLOATS[1], FLOATS[1].llvm)
-load_pair, store_pair = (
-    make_load(FLOATS[PAIR], FLOATS[PAIR].llvm),
-    make_store(FLOATS[PAIR], FLOATS[PAIR].llvm),
-)
+load_pair = make_load(FLOATS[PAIR], FLOATS[PAIR].llvm)
+store_pair = make_store(FLOATS[PAIR], FLOATS[PAIR].llvm)
 load_some = make_load(FLOATS[AT_ONCE], FLOATS[AT_ONCE].llvm)
 store_some = make_store(FLOATS[AT_ONCE], FLOATS[AT_ONCE].llvm)
 """Floats of one token, of PAIR and of AT_ONCE tokens."""
