@@ -6,12 +6,11 @@ Exit codes: 0 done, 1 an error of ours, 2 wrong usage, 130 interrupted (__main__
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import os
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -58,12 +57,12 @@ def main() -> None:
     except click.Abort:
         raise KeyboardInterrupt from None
     except BrokenPipeError:
-        _drop_stdout()  # the reader has gone (`| head`)
+        _drop(sys.stdout)  # the reader has gone (`| head`)
         sys.exit(1)
     except GGUFMoeError as e:
         _fail(str(e))
     except OSError as e:
-        _drop_stdout()  # it may be what cannot be written
+        _drop(sys.stdout)  # it may be what cannot be written
         _fail(f"{e.filename or 'the output'} cannot be read or written ({e.strerror or e}).")
     except MemoryError:
         _fail("out of memory; use a smaller context (--ctx) or a smaller model.")
@@ -80,11 +79,13 @@ def _open_streams() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    with contextlib.suppress(OSError):
+    try:
         click.echo(f"Error: {message}", err=True)
+    except OSError:
+        _drop(sys.stderr)
     sys.exit(1)
 
 
-def _drop_stdout() -> None:
-    """Point stdout elsewhere, or the interpreter complains at exit about what it could not write."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop(stream: TextIO) -> None:
+    """Point a stream elsewhere, or the interpreter ends by a code of its own for what it could not write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -10,9 +10,10 @@ TIMEOUT = 120
 
 
 def environment(kernel_cache):
-    """Variables with which `python -m gguf_moe` is found, and finds its kernels."""
+    """Variables with which `python -m gguf_moe` is found, and finds its kernels; streams have buffers."""
     paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
-    return os.environ | {"GGUF_MOE_CACHE_DIR": str(kernel_cache), "PYTHONPATH": paths}
+    others = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return others | {"GGUF_MOE_CACHE_DIR": str(kernel_cache), "PYTHONPATH": paths}
 
 
 def generate(*extra):
