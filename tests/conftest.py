@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -33,6 +34,9 @@ PAIRS = ("▁t", "he", "in", "er", "an", "re", "on", "at", "en", "nd", "ti", "es
 PIECES = (*LETTERS, *PAIRS, "▁the", "▁a", "ing")
 """Of the vocabulary of tiny models, behind its specials and the 256 bytes."""
 N_VOCAB = 300
+
+
+gc.set_threshold(100_000, 50, 100)  # compiling kernels makes many objects that stay
 
 
 @pytest.fixture

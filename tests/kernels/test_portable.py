@@ -11,7 +11,7 @@ from gguf_moe_kernels.cpu.simd import Tier
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 only")
 
 SCRIPT = """if True:
-    import ctypes, hashlib, json, pathlib, sys
+    import ctypes, gc, hashlib, json, pathlib, sys
     import numpy as np
     from gguf_moe_kernels import structs
     from gguf_moe_kernels.activations import ACTIVATION_FORMAT, ActivationFormat
@@ -20,6 +20,7 @@ SCRIPT = """if True:
     from gguf_moe_kernels.quants import GGMLType
     from gguf_moe_kernels.ref import activations, kv_cache, matmul, ops, quants
 
+    gc.disable()  # see cpu/worker.py
     library, rng = KernelLibrary(pathlib.Path(sys.argv[1])), np.random.default_rng(3)
 
     def call(name, *arguments):
@@ -118,35 +119,43 @@ SCRIPT = """if True:
 
 
 AVX2 = "+avx2,+fma,+f16c,+bmi,+bmi2"
-TIERS = {
-    "PORTABLE": ("x86-64", ""),
-    "AVX2": ("x86-64", AVX2),
-    "AVX2_VNNI": ("x86-64", f"{AVX2},+avxvnni"),
+AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni"
+CPUS = {
+    "portable": ("x86-64", "", "PORTABLE"),
+    "AVX2": ("x86-64", AVX2, "AVX2"),
+    "AVX2, VNNI": ("x86-64", f"{AVX2},+avxvnni", "AVX2_VNNI"),
+    "AVX-512": ("x86-64", AVX512, "AVX512"),
+    "AVX-512, VBMI": ("x86-64", f"{AVX512},+avx512vbmi", "AVX512"),
 }
+"""Each with its tier; the last two differ in where codebooks are looked up."""
 
 
 FEW = ("F32", "F16", "Q5_1", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "IQ2_S", "TQ1_0", "MXFP4")
 """Types that together use all that differs between the tiers; to compile all takes long."""
+DOTS = ("Q5_1", "Q8_0", "Q4_K", "IQ2_S", "MXFP4")
+"""Types that together use all that VNNI changes."""
+CODEBOOKS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ3_S")
+"""Types with kernels of their own for AVX2."""
 
 
 @pytest.mark.parametrize(
-    ("tier", "qtypes"),
+    ("cpu", "qtypes"),
     [
-        ("PORTABLE", FEW),
-        ("AVX2", ()),
-        ("AVX2_VNNI", FEW),
-        pytest.param("PORTABLE", (), marks=pytest.mark.slow),
-        pytest.param("AVX2_VNNI", (), marks=pytest.mark.slow),
+        ("portable", FEW),
+        ("AVX2", FEW + CODEBOOKS),
+        ("AVX2, VNNI", DOTS),
+        ("AVX-512, VBMI", ("IQ1_S", "IQ2_XS")),
+        *(pytest.param(cpu, (), marks=pytest.mark.slow) for cpu in CPUS),
     ],
 )
-def test_kernels_of_a_lower_tier_give_the_reference_bits(tier, qtypes, tmp_path, run_python):
-    cpu, features = TIERS[tier]
+def test_kernels_for_another_cpu_give_the_reference_bits(cpu, qtypes, tmp_path, run_python):
+    name, features, tier = CPUS[cpu]
     has = {name for name, there in llvm.get_host_cpu_features().items() if there}
     missing = {feature.removeprefix("+") for feature in features.split(",") if feature} - has
     if missing:
         pytest.skip(f"this CPU lacks {missing}")
     out = json.loads(
-        run_python(SCRIPT, tmp_path, *qtypes, timeout=300, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features)
+        run_python(SCRIPT, tmp_path, *qtypes, timeout=300, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)
     )
     assert out["tier"] == tier
     assert not [name for name, (kernel, reference) in out["results"].items() if kernel != reference]

@@ -10,7 +10,7 @@ from numba import njit
 
 from gguf_moe_kernels.cpu.block import SCALES, Layout
 from gguf_moe_kernels.cpu.each import each
-from gguf_moe_kernels.cpu.lanes import fold_two, splat_i64
+from gguf_moe_kernels.cpu.lanes import fold_two, splat_i64, splat_two_i64
 from gguf_moe_kernels.cpu.memory import I16, I32, keep_order, load_i64, make_stack, opaque
 from gguf_moe_kernels.cpu.simd import dot_pairs, make_spread, pack_fours
 from gguf_moe_kernels.cpu.vector import load_i8x64, zero_i32x16
@@ -21,8 +21,9 @@ class Products:
     """How a token meets a type's large blocks, two at a time.
 
     First begin(w, v, scratch), which gives for each of the two blocks what its parts share; it may use
-    `scratch_size` bytes of memory. Then products(shared, k, x): i32x16 of sums of 4 products, each less than
-    2^15 unless the layout's weights are signed, of the weights 64k .. 64k + 63 with the 64 int8 at x.
+    `scratch_size` bytes of memory. Then products(shared, k, x): of the block's k-th `part` weights with as
+    many int8 at x the sums of 4 products, or 8: a tuple of one i32x16, or of two that have the same scales.
+    Unless the layout's weights are signed, each sum is less than 2^15.
     """
 
     layout: Layout
@@ -30,6 +31,10 @@ class Products:
     products: Callable[..., Any]
     begin: Callable[..., Any]
     scratch_size: int = 0
+    part: int = 64
+    """Weights that meet at once: 64 or 128."""
+    n_sums: int = 1
+    """Vectors of their sums."""
 
 
 def products_of_quants(quants: Callable[..., Any], layout: Layout) -> Products:
@@ -38,7 +43,7 @@ def products_of_quants(quants: Callable[..., Any], layout: Layout) -> Products:
 
     @njit
     def products(w, k, x):
-        return dot(zero_i32x16(), prepared(w, k), load_i8x64(x, 0))
+        return (dot(zero_i32x16(), prepared(w, k), load_i8x64(x, 0)),)
 
     @njit
     def begin(w, v, scratch):
@@ -55,7 +60,8 @@ def make_two_blocks(meeting: Products) -> Callable[..., Any]:
     are in `lane` of the header, an even one, those of v in the next.
     """
     products, begin, needs_scratch = meeting.products, meeting.begin, meeting.scratch_size > 0
-    scaled, scales_of_two = make_scaled(meeting.layout), make_scales_of_two(meeting.layout)
+    part, has_two_sums = meeting.part, meeting.n_sums == 2
+    scaled, scales_of_two = make_scaled(meeting.layout), make_scales_of_two(meeting)
     stack_scratch = make_stack(meeting.scratch_size)
 
     @njit
@@ -65,8 +71,9 @@ def make_two_blocks(meeting: Products) -> Callable[..., Any]:
     @njit
     def add_part(shared, t, total, x):
         first, second, k, q, p, scales = shared
-        a, b = products(first, k, x + q + 64 * k), products(second, k, x + p + 64 * k)
-        return scaled(total, a, b, scales)
+        a, b = products(first, k, x + q + part * k), products(second, k, x + p + part * k)
+        total = scaled(total, a[0], b[0], scales)
+        return scaled(total, a[1], b[1], scales) if has_two_sums else total
 
     @njit
     def two_blocks(w, v, header, lane, xs, q, p):
@@ -77,18 +84,19 @@ def make_two_blocks(meeting: Products) -> Callable[..., Any]:
         totals = each(zero, 0, xs)
         totals = each(add_part, (first, second, 0, q, p, scales_of_two(header, lane, 0)), totals, xs)
         totals = each(add_part, (first, second, 1, q, p, scales_of_two(header, lane, 1)), totals, xs)
-        totals = each(add_part, (first, second, 2, q, p, scales_of_two(header, lane, 2)), totals, xs)
-        return each(add_part, (first, second, 3, q, p, scales_of_two(header, lane, 3)), totals, xs)
+        if part == 64:
+            totals = each(add_part, (first, second, 2, q, p, scales_of_two(header, lane, 2)), totals, xs)
+            totals = each(add_part, (first, second, 3, q, p, scales_of_two(header, lane, 3)), totals, xs)
+        return totals
 
     return two_blocks
 
 
 def make_scaled(layout: Layout) -> Callable[..., Any]:
     """scaled(total, a, b, scales): total plus a and b times their scales; in each lane of a and b is a sum of
-    4 products, of 64 weights of one block each.
+    products, of one block each.
 
-    Sums of 4 products stay below 2^15, so that those of both blocks go into one vector of int16, except where
-    weights have 8 bits.
+    Those below 2^15 of both blocks go into one vector of int16.
     """
     is_wide = layout.is_signed
 
@@ -101,10 +109,11 @@ def make_scaled(layout: Layout) -> Callable[..., Any]:
     return scaled
 
 
-def make_scales_of_two(layout: Layout) -> Callable[..., Any]:
-    """scales_of_two(header, lane, k): the scales of the 64 weights number k of two blocks, where `scaled`
-    needs them: int16 of each lane's pair, or int32 where weights have 8 bits."""
-    is_wide, is_signed, per_k = layout.is_signed, layout.has_signed_scales, 64 // layout.group
+def make_scales_of_two(meeting: Products) -> Callable[..., Any]:
+    """scales_of_two(header, lane, k): the scales of part k of two blocks, where `scaled` needs them: int16 of
+    each lane's pair, or int32 where weights have 8 bits."""
+    layout, part = meeting.layout, meeting.part
+    is_wide, is_signed, per_part = layout.is_signed, layout.has_signed_scales, part // layout.group
     element, size = (I32, 4) if is_wide else (I16, 2)
     is_high = is_wide or is_signed  # the byte comes to the element's top, and down again with its sign
 
@@ -112,17 +121,22 @@ def make_scales_of_two(layout: Layout) -> Callable[..., Any]:
         """Of each element the scale's byte; `first` is that of the first group."""
         bytes_: list[int | None] = []
         for lane in range(16):
-            place = lane % 4 // 2 * 4 + first + lane // 4 * per_k // 4
+            weight = part // 4 * (lane // 4) + part // 8 * (lane % 2)
+            place = lane % 4 // 2 * 4 + (first + weight // layout.group) % 4
             of_element = [None] * (size - 1) + [place] if is_high else [place] + [None] * (size - 1)
             bytes_ += of_element * (4 // size)
         return bytes_
 
     shift = 8 * (size - 1) if is_high else 0
-    even, odd = (make_spread(places(per_k * k % 4), shift, element) for k in (0, 1))
+    even, odd = (make_spread(places(per_part * k % 4), shift, element) for k in (0, 1))
 
     @njit
     def scales_of_two(header, lane, k):
-        scales = splat_i64(load_i64(header, SCALES + per_k * k // 4 * 64 + 4 * lane))
+        at = header + SCALES + per_part * k // 4 * 64 + 4 * lane
+        if per_part == 8:
+            scales = splat_two_i64(load_i64(at, 0), load_i64(at, 64))
+        else:
+            scales = splat_i64(load_i64(at, 0))
         return odd(scales) if k % 2 else even(scales)
 
     return scales_of_two

@@ -16,10 +16,21 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gguf_moe_kernels.cpu.memory import I32, I64
+from gguf_moe_kernels.cpu.memory import I8, I32, I64
 from gguf_moe_kernels.cpu.vector import Vector, f32x16, i8x32, i8x64, splat
 
 BYTE_ONES = 0x0101010101010101
+
+
+def constant_bytes(builder: ir.IRBuilder, content: bytes) -> ir.Value:
+    """The address of bytes that are part of a kernel's code; they begin on a cache line."""
+    name = f"bytes.{hashlib.sha256(content).hexdigest()}"
+    constant = builder.module.globals.get(name)
+    if constant is None:
+        value = ir.Constant(ir.ArrayType(I8, len(content)), bytearray(content))
+        constant = cgutils.global_constant(builder.module, name, value)
+        constant.align = 64
+    return builder.bitcast(constant, I8.as_pointer())
 
 
 def make_codebook(entries: np.ndarray) -> Callable[..., Any]:

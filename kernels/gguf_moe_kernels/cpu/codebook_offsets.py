@@ -1,13 +1,12 @@
-"""Entries of a codebook for one token, on CPUs with AVX2 and no AVX-512; large codebooks on Intel's too.
+"""Entries of a codebook for few tokens, on CPUs with AVX2 and no AVX-512; large codebooks on Intel's too.
 
 A block's indices become offsets into the table by vector operations, all at once, and go to memory
-(*scratch*); from there each is read by one instruction, or eight by a gather. Signs go to the activations, so
-that weights have none and sums of 4 products fit int16: no entry is over 62, no activation over 127.
+(*scratch*); from there each is read by one instruction. Signs go to the activations, so that weights have
+none and sums of 4 products fit int16: no entry is over 62, no activation over 127.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,22 +14,21 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gguf_moe_kernels.cpu.bits import negative_where
 from gguf_moe_kernels.cpu.block import Layout
 from gguf_moe_kernels.cpu.block_sums import Products
-from gguf_moe_kernels.cpu.memory import F64, I1, I8, I16, I32, I64, load_i64, make_store, pointer
+from gguf_moe_kernels.cpu.codebook import constant_bytes
+from gguf_moe_kernels.cpu.memory import F64, I8, I16, I32, I64, load_i64, make_store, pointer
 from gguf_moe_kernels.cpu.simd import TIER, Tier, dot_unsigned, make_lookup
 from gguf_moe_kernels.cpu.target import Target
-from gguf_moe_kernels.cpu.vector import call, i8x32, i8x64, i16x32, load_i8x64, pick, zero_i32x16
+from gguf_moe_kernels.cpu.vector import i8x32, i8x64, i16x32, load_i8x64, pick, zero_i32x16
 
-HAS_GATHERS = TIER is Tier.AVX512 and Target.numba().has("avx512fp16")
-"""Intel's cores since Sapphire Rapids, whose gathers are faster than eight loads and the joining of them."""
 HAS_OFFSETS = TIER in (Tier.AVX2, Tier.AVX2_VNNI)
 HAS_LARGE_OFFSETS = HAS_OFFSETS or (TIER is Tier.AVX512 and not Target.numba().is_zen)
-"""For IQ1, whose codebook takes 32 lookups in registers: they pay on AMD's CPUs alone."""
+"""For IQ1, whose codebook takes 32 lookups in registers: they pay on AMD's CPUs alone. Where gathers are fast
+they come first (codebook_gathers.py)."""
 SIGNS, SCRATCH_SIZE = 128, 192
 """Where the signs stand, 32 bytes behind 64 offsets of 16 bits, and what a block has in all."""
 ENTRY = 12
@@ -41,21 +39,9 @@ store_i8x32 = make_store(i8x32, i8x32.llvm)
 odd_parity = make_lookup(tuple(-128 if i.bit_count() % 2 else 0 for i in range(16)))
 
 
-def _table(builder: ir.IRBuilder, content: bytes) -> ir.Value:
-    name = f"offsets.{hashlib.sha256(content).hexdigest()}"
-    table = builder.module.globals.get(name)
-    if table is None:
-        table_type = ir.ArrayType(I8, len(content))
-        table = cgutils.global_constant(builder.module, name, ir.Constant(table_type, bytearray(content)))
-        table.align = 64
-    return builder.ptrtoint(table, I64)
-
-
 def make_eights(entries: np.ndarray, unit: int) -> Callable[..., Any]:
     """An intrinsic eights(offsets): i8x64 of the entries, int8 [n, 8], whose eight u16 offsets stand at an
     address; they count `unit` bytes."""
-    if HAS_GATHERS:
-        return _make_gather(entries.tobytes(), unit)
     return _make_entries(entries.tobytes(), 8, unit, _join_eights)
 
 
@@ -71,32 +57,13 @@ def _make_entries(content: bytes, n: int, unit: int, join: Callable[..., ir.Valu
     @intrinsic
     def entries_at(typingctx, offsets):
         def codegen(context, builder, sig, args):
-            table, places = _table(builder, content), []
+            table, places = builder.ptrtoint(constant_bytes(builder, content), I64), []
             for i in range(n):
                 offset = builder.load(pointer(builder, args[0], ir.Constant(I64, 2 * i), I16))
                 offset.align = 1
                 step = builder.mul(builder.zext(offset, I64), ir.Constant(I64, unit))
                 places.append(builder.add(table, step))
             return builder.bitcast(join(builder, places), i8x64.llvm)
-
-        return i8x64(types.int64), codegen
-
-    return entries_at
-
-
-def _make_gather(content: bytes, unit: int) -> Callable[..., Any]:
-    @intrinsic
-    def entries_at(typingctx, offsets):
-        def codegen(context, builder, sig, args):
-            loaded = ir.VectorType(F64, 8)
-            table = builder.inttoptr(_table(builder, content), I8.as_pointer())
-            shorts = builder.load(pointer(builder, args[0], ir.Constant(I64, 0), ir.VectorType(I16, 8)))
-            shorts.align = 1
-            steps = builder.zext(shorts, ir.VectorType(I32, 8))
-            zeros, everywhere = ir.Constant(loaded, [0.0] * 8), ir.Constant(ir.VectorType(I1, 8), [1] * 8)
-            arguments = (zeros, table, steps, everywhere, ir.Constant(I32, unit))
-            gathered = call(builder, "llvm.x86.avx512.mask.gather.dpd.512", loaded, arguments)
-            return builder.bitcast(gathered, i8x64.llvm)
 
         return i8x64(types.int64), codegen
 
@@ -238,7 +205,7 @@ def make_signed_products(
         w, scratch = places
         bits = load_i64(scratch, SIGNS + 8 * k) if signs is None else load_i64(w, signs + 8 * k)
         signed_x = negative_where(load_i8x64(x, 0), bits)
-        return dot_unsigned(zero_i32x16(), entries_at(scratch + n_bytes * k), signed_x)
+        return (dot_unsigned(zero_i32x16(), entries_at(scratch + n_bytes * k), signed_x),)
 
     unsigned = replace(layout, is_signed=False, offset=0)
     return Products(unsigned, products, _make_begin(prepare), 2 * SCRATCH_SIZE)
@@ -253,7 +220,7 @@ def make_shifted_products(
     def products(places, k, x):
         _, scratch = places
         q = entries_at(scratch + 16 * k) + by_eights(load_i64(scratch, SIGNS + 8 * k))
-        return dot_unsigned(zero_i32x16(), q, load_i8x64(x, 0))
+        return (dot_unsigned(zero_i32x16(), q, load_i8x64(x, 0)),)
 
     return Products(layout, products, _make_begin(prepare), 2 * SCRATCH_SIZE)
 

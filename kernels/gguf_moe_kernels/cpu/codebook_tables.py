@@ -176,7 +176,7 @@ def products_of_signed_codes(
     def products(shared, k, x):
         codes, signs = shared
         signed_x = negative_where(load_i8x64(x, 0), load_i64(signs, 8 * k))
-        return dot_unsigned(zero_i32x16(), weights_of(codes, k), signed_x)
+        return (dot_unsigned(zero_i32x16(), weights_of(codes, k), signed_x),)
 
     return Products(replace(layout, is_signed=False, offset=0), products, _make_begin(codes, signs), 64)
 
@@ -190,7 +190,7 @@ def products_of_shifted_codes(
     def products(shared, k, x):
         codes, shifts = shared
         weights = add_where(weights_of(codes, k), load_i64(shifts, 8 * k), 2)
-        return dot_unsigned(zero_i32x16(), weights, load_i8x64(x, 0))
+        return (dot_unsigned(zero_i32x16(), weights, load_i8x64(x, 0)),)
 
     return Products(layout, products, _make_begin(codes, shifts), 64)
 

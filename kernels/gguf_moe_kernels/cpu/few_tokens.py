@@ -28,6 +28,7 @@ from gguf_moe_kernels.cpu.memory import (
     fill_zero,
     keep_order,
     load_f32,
+    load_i64,
     make_stack,
     opaque,
     store_f32,
@@ -45,14 +46,15 @@ AHEAD = 2048 if LIKES_ORDER else 1024
 def make_few_tokens(
     quants: Callable[..., Any], unpack_header: Callable[..., Any], meeting: Products
 ) -> Callable[..., Any]:
-    """few_tokens(w, row_size, n_rows, n_in, xs, out, out_stride): n_rows rows of weights times n rows of
-    activations, whose addresses are the tuple xs. out: float32 [n, n_rows], rows out_stride bytes apart."""
+    """few_tokens(w, row_size, n_rows, n_in, tokens, n_tokens, out, out_stride): n_rows rows of weights times
+    n_tokens rows of activations, whose addresses stand at `tokens`. out: float32 [n_tokens, n_rows], rows
+    out_stride bytes apart."""
     layout = meeting.layout
     type_size, block_size = layout.type_size, layout.block_size
     four_size, sums_size = 4 * type_size, 128 if layout.is_large else 16
     in_order, add_blocks = layout.in_order and LIKES_ORDER, make_add_blocks(quants, meeting)
     rows_in_order = make_rows_in_order(meeting, unpack_header) if in_order else None
-    header_place = layout.make_header_place()
+    header_place, has_fourth = layout.make_header_place(), layout.is_large
     stack_places, stack_tails = make_stack(32), make_stack(4 * four_size)
     stack_sums = make_stack(16 * MOST_TOKENS)
 
@@ -96,24 +98,37 @@ def make_few_tokens(
         each(store_sums, out, accs)
 
     @njit
-    def few_tokens(w, row_size, n_rows, n_in, xs, out, out_stride):
+    def rows_of_tokens(tokens, n_tokens, w, stride, n_blocks, header, ahead, end, out):
+        """four_rows for the addresses at `tokens`."""
+        a, b = load_i64(tokens, 0), load_i64(tokens, 8)
+        c, d = load_i64(tokens, 16), load_i64(tokens, 24)
+        if n_tokens == 1:
+            four_rows(w, stride, n_blocks, (a,), header, ahead, end, out)
+        elif n_tokens == 2:
+            four_rows(w, stride, n_blocks, (a, b), header, ahead, end, out)
+        elif n_tokens == 3:
+            four_rows(w, stride, n_blocks, (a, b, c), header, ahead, end, out)
+        elif has_fourth:
+            four_rows(w, stride, n_blocks, (a, b, c, d), header, ahead, end, out)
+
+    @njit
+    def few_tokens(w, row_size, n_rows, n_in, tokens, n_tokens, out, out_stride):
         header, sums = opaque(stack_header()), stack_sums()
         n_blocks, quarter = n_in // block_size, n_rows // 4
-        apart, end = quarter * row_size, w + n_rows * row_size
-        if in_order and len(xs) == 1 and n_blocks % 4 == 0:
-            rows_in_order(w, 4 * quarter, n_blocks // 4, xs[0], out)
-        else:
-            for r in range(quarter):
-                # Behind a quarter comes the same quarter of the next rows, which are likely to be next.
-                ahead = AHEAD + 3 * apart if (r + 1) * row_size + AHEAD > apart else AHEAD
-                four_rows(w + r * row_size, apart, n_blocks, xs, header, ahead, end, sums)
-                for t in range(len(xs)):
-                    for j in range(4):
-                        at = out + t * out_stride + 4 * (r + j * quarter)
-                        store_f32(at, 0, load_f32(sums, 16 * t + 4 * j))
-        for r in range(4 * quarter, n_rows):  # rows that are left over come one by one
-            four_rows(w + r * row_size, 0, n_blocks, xs, header, AHEAD, end, sums)
-            for t in range(len(xs)):
-                store_f32(out + t * out_stride, 4 * r, load_f32(sums, 16 * t))
+        apart, end, done = quarter * row_size, w + n_rows * row_size, 0
+        if in_order and n_tokens == 1 and n_blocks % 4 == 0:
+            rows_in_order(w, 4 * quarter, n_blocks // 4, load_i64(tokens, 0), out)
+            done = quarter
+        for r in range(done, quarter + n_rows % 4):
+            is_left = r >= quarter  # such rows come one by one
+            row, stride = (r + 3 * quarter, 0) if is_left else (r, apart)
+            # Behind a quarter comes the same quarter of the next rows, which are likely to be next.
+            ahead = AHEAD + 3 * apart if not is_left and (r + 1) * row_size + AHEAD > apart else AHEAD
+            at = w + row * row_size
+            rows_of_tokens(tokens, n_tokens, at, stride, n_blocks, header, ahead, end, sums)
+            for t in range(n_tokens):
+                for j in range(1 if is_left else 4):
+                    place = out + t * out_stride + 4 * (row + j * quarter)
+                    store_f32(place, 0, load_f32(sums, 16 * t + 4 * j))
 
     return few_tokens

@@ -15,10 +15,26 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
-from numba.core import codegen, compiler, cpu, registry, typing
+from numba.core import codegen, compiler, cpu, registry, typed_passes, typing, untyped_passes
 from numba.core import types as numba_types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import rtsys
+
+NOT_NEEDED = (
+    untyped_passes.InlineClosureLikes,
+    untyped_passes.MakeFunctionToJitFunction,
+    typed_passes.InlineOverloads,
+    typed_passes.NopythonRewrites,
+)
+"""Numba's passes for closures, inlining and array expressions, of which kernels have none."""
+
+
+class _Compiler(compiler.CompilerBase):
+    def define_pipelines(self) -> list[Any]:
+        passes = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.passes = [each for each in passes.passes if each[0] not in NOT_NEEDED]
+        passes.finalize()
+        return [passes]
 
 
 class _Library(codegen.CPUCodeLibrary):
@@ -107,7 +123,7 @@ class Frontend:
             flags.error_model = "numpy"
             flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
             result = compiler.compile_extra(
-                self._typing, self._target, function, args, return_type, flags, locals={}
+                self._typing, self._target, function, args, return_type, flags, {}, pipeline_class=_Compiler
             )
             self._target.insert_user_function(key, result.fndesc, [result.library])
             self._results[key] = result

@@ -9,9 +9,16 @@ from __future__ import annotations
 from numba import njit
 
 from gguf_moe_kernels.cpu.bits import add_where
-from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
+from gguf_moe_kernels.cpu.block import Layout, gather_u32, make_dequantize, store_d, store_scales
 from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, all_bits_without, make_fields
 from gguf_moe_kernels.cpu.codebook import bytes_of_3_bits, odd, times
+from gguf_moe_kernels.cpu.codebook_gathers import (
+    HAS_GATHERS,
+    make_bits_above,
+    make_words,
+    products_of_even_words,
+    sixteen_bytes,
+)
 from gguf_moe_kernels.cpu.codebook_offsets import (
     HAS_LARGE_OFFSETS,
     SIGNS,
@@ -27,8 +34,8 @@ from gguf_moe_kernels.cpu.codebook_tables import (
     make_weights,
     products_of_shifted_codes,
 )
-from gguf_moe_kernels.cpu.iq1_s import EIGHTH, LOWEST, entry_of
-from gguf_moe_kernels.cpu.memory import load_u8, load_u32
+from gguf_moe_kernels.cpu.iq1_s import EIGHTH, HALVES, LOWEST, entry_of
+from gguf_moe_kernels.cpu.memory import load_i64, load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x16, load_i8x32, low_f16
 
@@ -37,13 +44,12 @@ LAYOUT = Layout(block_size=256, type_size=56, largest=18, group=16, offset=9)
 
 @njit
 def unpack_header(places, apart, header):
-    a, b = gather_u16(places, apart, 48), gather_u16(places, apart, 50)
-    c, d = gather_u16(places, apart, 52), gather_u16(places, apart, 54)
-    store_scales(header, 0, as_bytes(odd(bytes_of_3_bits(a))))
-    store_scales(header, 1, as_bytes(odd(bytes_of_3_bits(b))))
-    store_scales(header, 2, as_bytes(odd(bytes_of_3_bits(c))))
-    store_scales(header, 3, as_bytes(odd(bytes_of_3_bits(d))))
-    half = a >> 12 | b >> 8 & 0xF0 | c >> 4 & 0xF00 | d & 0xF000
+    low, high = gather_u32(places, apart, 48), gather_u32(places, apart, 52)
+    store_scales(header, 0, as_bytes(odd(bytes_of_3_bits(low))))
+    store_scales(header, 1, as_bytes(odd(bytes_of_3_bits(low >> 16))))
+    store_scales(header, 2, as_bytes(odd(bytes_of_3_bits(high))))
+    store_scales(header, 3, as_bytes(odd(bytes_of_3_bits(high >> 16))))
+    half = low >> 12 & 0xF | low >> 24 & 0xF0 | high >> 4 & 0xF00 | high >> 16 & 0xF000
     store_d(header, times(low_f16(half), EIGHTH))
 
 
@@ -74,7 +80,17 @@ def bytes_of_high_bits(nibbles):
 
 
 meeting = None
-if HAS_LARGE_OFFSETS:
+if HAS_GATHERS:
+    nibbles = make_bits_above([4 * i for i in range(16)])
+
+    @njit
+    def indices(w, k):
+        """With the sign of the shift as bit 11."""
+        return sixteen_bytes(w, 16 * k) | nibbles(load_i64(w, 32 + 8 * k)) & 0xF00
+
+    meeting = products_of_even_words(LAYOUT, make_words(HALVES), indices)
+
+elif HAS_LARGE_OFFSETS:
     low_bits = make_field(8, 1, [2], 0x1FE)
     nibbles = make_field(8, 2, [512, 32], 0x1E00)
 

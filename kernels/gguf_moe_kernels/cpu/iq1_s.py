@@ -14,6 +14,13 @@ from gguf_moe_kernels.cpu.bits import add_where
 from gguf_moe_kernels.cpu.block import Layout, gather_u16, make_dequantize, store_d, store_scales
 from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, all_bits_without, make_fields
 from gguf_moe_kernels.cpu.codebook import make_codebook, odd, times
+from gguf_moe_kernels.cpu.codebook_gathers import (
+    HAS_GATHERS,
+    make_bits_above,
+    make_words,
+    products_of_even_words,
+    sixteen_bytes,
+)
 from gguf_moe_kernels.cpu.codebook_offsets import (
     HAS_LARGE_OFFSETS,
     SIGNS,
@@ -30,7 +37,7 @@ from gguf_moe_kernels.cpu.codebook_tables import (
     products_of_shifted_codes,
 )
 from gguf_moe_kernels.cpu.lanes import column_0, column_1, column_2, column_3, gather_columns
-from gguf_moe_kernels.cpu.memory import load_u8, load_u32
+from gguf_moe_kernels.cpu.memory import load_i64, load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x16, load_i8x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
@@ -39,6 +46,8 @@ LAYOUT = Layout(block_size=256, type_size=50, largest=18, offset=9)
 EIGHTH = np.float32(0.125)
 LOWEST = (8 * CODEBOOKS[GGMLType.IQ1_S] + 8).astype(np.int8)
 """What is stored where the shift is negative; two more where it is positive."""
+HALVES = np.concatenate([LOWEST // 2 + 1, LOWEST // 2]).astype(np.uint8)
+"""Halves of all that is stored: entries with a positive shift, and then with a negative one."""
 entry_of = make_codebook(LOWEST)
 
 
@@ -77,7 +86,20 @@ def quants(w, k):
 
 
 meeting = None
-if HAS_LARGE_OFFSETS:
+if HAS_GATHERS:
+    three_bits = make_bits_above([16 * (i // 4) + 3 * (i % 4) for i in range(16)])
+    shift_sign = make_bits_above([16 * (i // 4) + 12 for i in range(16)])
+
+    @njit
+    def indices(w, k):
+        """With the sign of the shift as bit 11."""
+        high = load_i64(w, 34 + 8 * k)
+        above = three_bits(high) & 0x700 | shift_sign(high) & 0x800
+        return sixteen_bytes(w, 2 + 16 * k) | above
+
+    meeting = products_of_even_words(LAYOUT, make_words(HALVES), indices)
+
+elif HAS_LARGE_OFFSETS:
     low_bits = make_field(8, 1, [2], 0x1FE)
     high_bits = make_field(16, 4, [512, 64, 8, 1], 0xE00)
     signs = make_field(16, 4, [1], 0x8000)

@@ -22,8 +22,13 @@ from gguf_moe_kernels.cpu.block import (
 )
 from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, mask_of_bit, pairs_of_bits
 from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, make_codebook, odd, times
-from gguf_moe_kernels.cpu.codebook_offsets import (
+from gguf_moe_kernels.cpu.codebook_gathers import (
     HAS_GATHERS,
+    make_bits_above,
+    products_of_signed_words,
+    sixteen_bytes,
+)
+from gguf_moe_kernels.cpu.codebook_offsets import (
     HAS_OFFSETS,
     make_eights,
     make_field,
@@ -36,7 +41,7 @@ from gguf_moe_kernels.cpu.codebook_tables import (
     make_weights,
     products_of_signed_codes,
 )
-from gguf_moe_kernels.cpu.memory import load_i64, load_u8
+from gguf_moe_kernels.cpu.memory import load_i64, load_u8, load_u32
 from gguf_moe_kernels.cpu.tile import make_tile
 from gguf_moe_kernels.cpu.vector import as_bytes, join, load_i8x32, low_f16
 from gguf_moe_kernels.quants import GGMLType
@@ -54,7 +59,6 @@ def unpack_header(places, apart, header):
         store_scales(header, 2 * half + 1, as_bytes(odd(bytes_of_nibbles(scales >> 16))))
 
 
-meeting = None
 if HAS_TABLES:
     codes_at = make_codes(CODEBOOKS[GGMLType.IQ2_S])
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_S])
@@ -72,7 +76,6 @@ if HAS_TABLES:
         return join(load_i8x32(w, 34), load_i8x32(v, 34))
 
     quants = make_quants(codes, weights_of, signs)
-    meeting = products_of_signed_codes(LAYOUT, codes, weights_of, signs)
 
 else:
     entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_S])
@@ -94,7 +97,24 @@ else:
         return negative_where(entries, load_i64(w, 34 + 8 * k))
 
 
-if HAS_OFFSETS or HAS_GATHERS:  # with many tokens tables stay faster
+meeting = None
+if HAS_GATHERS:  # with many tokens tables stay faster
+    pairs = make_bits_above([*range(0, 32, 2)])
+
+    @njit
+    def indices(w, k):
+        return sixteen_bytes(w, 2 + 16 * k) | pairs(load_u32(w, 66 + 4 * k)) & 0x300
+
+    @njit
+    def begin(w, v, scratch):
+        return (w, w + 34), (v, v + 34)
+
+    meeting = products_of_signed_words(LAYOUT, CODEBOOKS[GGMLType.IQ2_S], indices, begin)
+
+elif HAS_TABLES:
+    meeting = products_of_signed_codes(LAYOUT, codes, weights_of, signs)
+
+elif HAS_OFFSETS:
     low_bits = make_field(8, 1, [1], 0xFF)
     high_bits = make_field(8, 4, [256, 64, 16, 4], 0x300)
 

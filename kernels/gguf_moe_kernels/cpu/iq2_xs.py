@@ -21,6 +21,7 @@ from gguf_moe_kernels.cpu.block import (
 )
 from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, even_bytes, mask_of_bit, odd_bytes
 from gguf_moe_kernels.cpu.codebook import bytes_of_nibbles, even_signs, make_codebook, odd, times
+from gguf_moe_kernels.cpu.codebook_gathers import HAS_GATHERS, products_of_signed_words, sixteen_shorts
 from gguf_moe_kernels.cpu.codebook_offsets import (
     HAS_OFFSETS,
     SIGNS,
@@ -40,7 +41,7 @@ from gguf_moe_kernels.cpu.codebook_tables import (
 )
 from gguf_moe_kernels.cpu.memory import load_i64
 from gguf_moe_kernels.cpu.tile import make_tile
-from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x64, load_i16x32, low_f16
+from gguf_moe_kernels.cpu.vector import as_bytes, load_i8x64, load_i16x32, low_f16, store_i8x64
 from gguf_moe_kernels.quants import GGMLType
 
 LAYOUT = Layout(block_size=256, type_size=74, largest=43, group=16, is_signed=True)
@@ -56,7 +57,6 @@ def unpack_header(places, apart, header):
         store_scales(header, 2 * half + 1, as_bytes(odd(bytes_of_nibbles(scales >> 16))))
 
 
-meeting = None
 if HAS_TABLES:
     codes_at = make_codes(CODEBOOKS[GGMLType.IQ2_XS])
     weights_of = make_weights(CODEBOOKS[GGMLType.IQ2_XS])
@@ -74,7 +74,6 @@ if HAS_TABLES:
         return signs_of(odd_bytes(load_i8x64(w, 2), load_i8x64(v, 2)))
 
     quants = make_quants(codes, weights_of, signs)
-    meeting = products_of_signed_codes(LAYOUT, codes, weights_of, signs)
 
 else:
     entry_of = make_codebook(CODEBOOKS[GGMLType.IQ2_XS])
@@ -95,7 +94,24 @@ else:
         return negative_where(entries, even_signs(signs_of(a), signs_of(b)))
 
 
-if HAS_OFFSETS:
+meeting = None
+if HAS_GATHERS:  # with many tokens tables stay faster
+
+    @njit
+    def indices(w, k):
+        return sixteen_shorts(w, 2 + 32 * k) & 511
+
+    @njit
+    def begin(w, v, scratch):
+        store_i8x64(scratch, 0, signs(w, v))
+        return (w, scratch), (v, scratch + 32)
+
+    meeting = products_of_signed_words(LAYOUT, CODEBOOKS[GGMLType.IQ2_XS], indices, begin, 64)
+
+elif HAS_TABLES:
+    meeting = products_of_signed_codes(LAYOUT, codes, weights_of, signs)
+
+elif HAS_OFFSETS:
 
     @njit
     def prepare(w, scratch):

@@ -200,6 +200,17 @@ def splat_i64(typingctx, value):
     return i32x16(types.int64), codegen
 
 
+@intrinsic
+def splat_two_i64(typingctx, a, b):
+    """An int64 in all pairs of lanes of the first half of an i32x16, and another in those of the second."""
+
+    def codegen(context, builder, sig, args):
+        a, b = (splat(builder, value, 4) for value in args)
+        return builder.bitcast(pick(builder, a, range(8), b), i32x16.llvm)
+
+    return i32x16(types.int64, types.int64), codegen
+
+
 def _turn_fours(builder: ir.IRBuilder, rows: list[ir.Value], width: int) -> list[ir.Value]:
     """The 4 x 4 pieces of `width` lanes in each 4 * width lanes of four vectors, turned."""
     starts = range(0, 16, 4 * width)

@@ -21,9 +21,10 @@ from numba import njit
 from gguf_moe_kernels.cpu.block import Layout
 from gguf_moe_kernels.cpu.block_sums import Products, products_of_quants
 from gguf_moe_kernels.cpu.compile import Kernel, kernel
+from gguf_moe_kernels.cpu.each import MOST_TOKENS
 from gguf_moe_kernels.cpu.few_tokens import make_few_tokens
 from gguf_moe_kernels.cpu.many_tokens import TOKENS, make_many_tokens
-from gguf_moe_kernels.cpu.memory import load_i32, load_i64, make_stack, store_f32, store_i64
+from gguf_moe_kernels.cpu.memory import load_i32, make_stack, store_f32, store_i64
 
 FLOAT_TOKENS = 16
 """Activation rows of float32 that stay in the core's cache while the weight rows pass by."""
@@ -61,7 +62,8 @@ def make_tile(
     """
     few_tokens = make_few_tokens(quants, unpack_header, meeting or products_of_quants(quants, layout))
     many_tokens = make_many_tokens(quants, unpack_header, layout)
-    block_size, is_large, stack_tokens = layout.block_size, layout.is_large, make_stack(8 * TOKENS)
+    block_size, stack_tokens = layout.block_size, make_stack(8 * TOKENS)
+    most = MOST_TOKENS if layout.is_large else MOST_TOKENS - 1
 
     @kernel
     def tile(w, row_size, n_rows, n_in, x, x_stride, x_index, n_x, out, out_stride):
@@ -74,16 +76,8 @@ def make_tile(
                 i = load_i32(x_index, 4 * (start + t)) if x_index else start + t
                 store_i64(tokens, 8 * t, x + i * x_stride)
             at = out + start * out_stride
-            a, b = load_i64(tokens, 0), load_i64(tokens, 8)
-            c, d = load_i64(tokens, 16), load_i64(tokens, 24)
-            if n_tokens == 1:
-                few_tokens(w, row_size, n_rows, n_in, (a,), at, out_stride)
-            elif n_tokens == 2 and has_fours:
-                few_tokens(w, row_size, n_rows, n_in, (a, b), at, out_stride)
-            elif n_tokens == 3 and has_fours:
-                few_tokens(w, row_size, n_rows, n_in, (a, b, c), at, out_stride)
-            elif is_large and n_tokens == 4 and has_fours:
-                few_tokens(w, row_size, n_rows, n_in, (a, b, c, d), at, out_stride)
+            if n_tokens == 1 or (n_tokens <= most and has_fours):
+                few_tokens(w, row_size, n_rows, n_in, tokens, n_tokens, at, out_stride)
             else:
                 many_tokens(w, row_size, n_rows, n_in, tokens, n_tokens, at, out_stride)
         return 0

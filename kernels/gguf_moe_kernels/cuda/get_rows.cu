@@ -5,6 +5,7 @@ constexpr int THREADS = 256;
 
 KERNEL(TYPED(get_rows), GetRows, THREADS)
 {
+    load_tables();
     long long row = blockIdx.x, i = static_cast<long long>(blockIdx.y) * THREADS + threadIdx.x;
     if (row >= count_at(a.rows) || i >= a.n)
         return;

@@ -86,6 +86,7 @@ KERNEL(TYPED(matmul), Matmul, THREADS, 2)
     long long row = blockIdx.y * static_cast<long long>(ROWS);
     if (token >= n)
         return;
+    load_tables();
     int n_tokens = static_cast<int>(min(n - token, static_cast<long long>(TOKENS)));
     TokensOfTile x{at<const unsigned char>(a.x) + token * a.x_stride, a.x_stride, nullptr, n_tokens};
     long long place = token * a.n_out + row;
@@ -133,6 +134,7 @@ __device__ __forceinline__ PlacesOfTile find_tile(const MatmulId &a, int tile)
 KERNEL(TYPED(matmul_id), MatmulId, THREADS, 2)
 {
     long long row = blockIdx.y * static_cast<long long>(ROWS);
+    load_tables();
     for (int tile = blockIdx.x;; tile += gridDim.x) {
         PlacesOfTile places = find_tile(a, tile);
         if (!places.n)

@@ -30,6 +30,7 @@ __device__ __forceinline__ void prefetch_rows(const Matmul &a, long long row)
 __device__ __forceinline__ void matmul_rows(const Matmul &a, long long row)
 {
     prefetch_rows(a, row);
+    load_tables();
     long long n_tokens = count_at(a.rows), token = blockIdx.y * static_cast<long long>(TOKENS);
     if (row >= a.n_out || token >= n_tokens)
         return;
@@ -81,6 +82,7 @@ KERNEL(TYPED(matmul_3), Matmul3, THREADS)
 // Each head has a matrix of its own, and its own part of a token's activations.
 KERNEL(TYPED(matmul_heads), MatmulHeads, THREADS)
 {
+    load_tables();
     long long blocks = (a.n_out + WARPS * WARP_ROWS - 1) / (WARPS * WARP_ROWS), head = blockIdx.x / blocks;
     long long row = first_row(blockIdx.x % blocks, WARP_ROWS);
     long long n_tokens = count_at(a.rows), token = blockIdx.y * static_cast<long long>(TOKENS);
@@ -151,10 +153,13 @@ KERNEL(TYPED(matmul_id), MatmulId, THREADS)
 {
     long long row = first_row(blockIdx.x, WARP_ROWS_BY_EXPERT), place = blockIdx.y;
     int expert = expert_of(a, place);
-    if (expert < 0 || row >= a.n_out)
+    if (expert < 0)
         return;
     PlaceOfExpert here(a, expert, place);
     if (!here.is_here)
+        return;
+    load_tables();
+    if (row >= a.n_out)
         return;
     RowsAt weight = here.rows(row, a.n_out, WARP_ROWS_BY_EXPERT);
     auto store = [&](int r, int, float value) {
@@ -189,10 +194,13 @@ KERNEL(TYPED(matmul_id_swiglu), MatmulIdSwiglu, THREADS, SWIGLU_BLOCKS)
     float *values = all_values[threadIdx.x / WARP];
     long long row = first_row(blockIdx.x, ROWS_OF_EACH), place = blockIdx.y;
     int expert = expert_of(a.gate, place);
-    if (expert < 0 || row >= a.gate.n_out)
+    if (expert < 0)
         return;
     PlaceOfExpert gate(a.gate, expert, place), up(a.up, expert, place);
     if (!gate.is_here)
+        return;
+    load_tables();
+    if (row >= a.gate.n_out)
         return;
     GateAndUp weight{gate.rows(row, a.gate.n_out, ROWS_OF_EACH), up.rows(row, a.gate.n_out, ROWS_OF_EACH)};
     auto store = [&](int r, int, float value) { values[r] = value; };

@@ -129,7 +129,11 @@ def _constant(name: str, value: np.float32) -> str:
 
 
 def _codebook(entries: np.ndarray) -> str:
-    """The entries (int8 [n, width]) in words of four weights; from 0 on where some are negative."""
-    words = (entries - min(entries.min(), 0)).astype(np.uint8).view("<u4").ravel()
+    """The entries (int8 [n, width]) in words of four weights. Those of -1, 0, 1 as 0, 1, 2 in words of eight,
+    the first four in the low nibbles of the bytes."""
+    if entries.min() < 0:
+        entries = entries + 1
+        entries = entries[:, :4] | entries[:, 4:] << 4
+    words = np.ascontiguousarray(entries).view("<u4").ravel()
     listed = ", ".join(f"{word:#x}u" for word in words.tolist())
-    return f"static __device__ const unsigned CODEBOOK[{len(words)}] = {{{listed}}};"
+    return f"__align__(16) static __device__ const unsigned CODEBOOK[{len(words)}] = {{{listed}}};"

@@ -101,12 +101,12 @@ def test_the_cache_grows_into_the_first_layers_slots(load, sizes, emulated_gpu):
 
 def test_the_cache_may_take_the_last_slot(load, sizes):
     kv_bytes = sizes[1]
-    with load(n_ctx=128, left=2 * kv_bytes[64]) as model:
+    with load(kv_type="f32", left=2 * kv_bytes[64]) as model:
         assert sum(model.gpu.slots.cache.slots_per_layer) == 1
-        found = model.logits(TOKENS * 6)
+        found = model.logits(TOKENS * 3)
         assert model.gpu.slots.cache.slots_per_layer == (0, 0)
-    with load(n_ctx=128) as model:
-        np.testing.assert_array_equal(found, model.logits(TOKENS * 6))
+    with load(kv_type="f32") as model:
+        np.testing.assert_array_equal(found, model.logits(TOKENS * 3))
 
 
 def test_nobody_makes_room_where_the_whole_context_fits(load, sizes):
@@ -116,7 +116,7 @@ def test_nobody_makes_room_where_the_whole_context_fits(load, sizes):
         assert model.gpu.slots.cache.slots_per_layer == (4, 4)
 
 
-@pytest.mark.parametrize("slots", [3, 40])
+@pytest.mark.parametrize("slots", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_long_prompts_go_on_in_memory_that_moved(load, sizes, monkeypatch, assert_same_bits, slots):
     monkeypatch.setattr(long_prompts.Threshold, "n_tokens", 8)
     monkeypatch.setattr(long_prompts, "PIECE_SIZE", 1)

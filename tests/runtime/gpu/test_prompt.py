@@ -98,12 +98,12 @@ def test_ctrl_c_in_the_middle_of_a_prompt(hybrid_context, moe_file, streams, mon
 
 
 def test_a_shorter_chunk_borrows_less(hybrid_context, moe_file, streams, monkeypatch, assert_same_bits):
-    parts = TOKENS[:8], (TOKENS * 3)[:40], TOKENS[:1]
-    with hybrid_context(moe_file, 4, n_batch=4, n_ctx=64) as context:
+    parts = TOKENS[:8], (TOKENS * 2)[:24], TOKENS[:1]
+    with hybrid_context(moe_file, 4, n_batch=4) as context:
         expected = [context.extend(part, 1).copy() for part in parts]
-    monkeypatch.setattr(long_prompts, "CHUNKS", (40, 8))
+    monkeypatch.setattr(long_prompts, "CHUNKS", (24, 8))
     monkeypatch.setattr(long_prompts, "SHORTER", 8)
-    with hybrid_context(moe_file, 4, n_batch=4, n_ctx=64, prompt_bytes=1 << 26) as context:
+    with hybrid_context(moe_file, 4, n_batch=4, prompt_bytes=1 << 26) as context:
         slots = context._runner.slots
         found, held = [], []
         for part in parts:
@@ -111,7 +111,7 @@ def test_a_shorter_chunk_borrows_less(hybrid_context, moe_file, streams, monkeyp
             held.append(np.count_nonzero(slots.tables.addresses[:, 0]))
         assert_same_bits(np.concatenate(found), np.concatenate(expected))
         short, long = context._runner._long.programs
-        assert (short.n_tokens, long.n_tokens) == (8, 40)
+        assert (short.n_tokens, long.n_tokens) == (8, 24)
         assert 0 < short.lent_bytes < long.lent_bytes
         assert 8 > held[0] > held[1]
         slots.settle()

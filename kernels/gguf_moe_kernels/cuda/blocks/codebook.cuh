@@ -1,6 +1,21 @@
-// Quants that are entries of a codebook (codebooks.py), with signs of their own or a shift. CODEBOOK, which source.py
-// writes for the type, has words of four weights.
+// Quants that are entries of a codebook (codebooks.py), with signs of their own or a shift. CODEBOOK is what source.py
+// writes for the type: words of four weights, or of eight where these are -1, 0 and 1.
+//
+// A block of threads has a copy in shared memory: lanes look up different entries, and there they wait for each other
+// only where entries share a bank.
 #include "blocks/block.cuh"
+
+#define HAS_CODEBOOK
+__align__(16) __shared__ unsigned codebook[sizeof(CODEBOOK) / sizeof(unsigned)];
+
+// All threads of the block take part.
+__device__ __forceinline__ void load_codebook()
+{
+    const uint4 *from = reinterpret_cast<const uint4 *>(CODEBOOK);
+    for (int i = threadIdx.x; i < sizeof(CODEBOOK) / sizeof(uint4); i += blockDim.x)
+        reinterpret_cast<uint4 *>(codebook)[i] = __ldg(from + i);
+    __syncthreads();
+}
 
 // Eight signs from seven bits: an even number of them is negative.
 __device__ __forceinline__ unsigned even_signs(unsigned bits)
@@ -19,16 +34,18 @@ __device__ __forceinline__ unsigned negative_where(unsigned word, unsigned signs
 // Entry `index` of eight weights with eight signs, at the place `half` of a run.
 __device__ __forceinline__ void put_eight(int (&run)[4], int half, unsigned index, unsigned signs)
 {
-    run[2 * half] = negative_where(__ldg(CODEBOOK + 2 * index), signs);
-    run[2 * half + 1] = negative_where(__ldg(CODEBOOK + 2 * index + 1), signs >> 4);
+    uint2 entry = reinterpret_cast<const uint2 *>(codebook)[index];
+    run[2 * half] = negative_where(entry.x, signs);
+    run[2 * half + 1] = negative_where(entry.y, signs >> 4);
 }
 
-// The same for entries of -1, 0, 1, which CODEBOOK has as 0, 1, 2: 8 * entry + 1, or - 1, and 9 more.
+// The same for entries of -1, 0, 1: 8 * entry + 1, or - 1, and 9 more. A word of CODEBOOK has an entry's weights as 0,
+// 1, 2, the first four in the low nibbles of its bytes.
 __device__ __forceinline__ void put_shifted_eight(int (&run)[4], int half, unsigned index, bool is_lower)
 {
-    unsigned shift = is_lower ? 0 : 0x02020202u;
-    run[2 * half] = (__ldg(CODEBOOK + 2 * index) << 3) + shift;
-    run[2 * half + 1] = (__ldg(CODEBOOK + 2 * index + 1) << 3) + shift;
+    unsigned shift = is_lower ? 0 : 0x02020202u, entry = codebook[index];
+    run[2 * half] = (entry << 3 & 0x18181818u) | shift;
+    run[2 * half + 1] = (entry >> 1 & 0x18181818u) | shift;
 }
 
 __device__ __forceinline__ unsigned byte_of(unsigned word, int number)

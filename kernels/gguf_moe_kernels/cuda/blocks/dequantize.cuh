@@ -1,4 +1,12 @@
-// One weight as float32, as ref/quants.py has it. Each type's file ends with this one.
+// What a type's file ends with: its tables, and one weight as float32, as ref/quants.py has it.
+
+// Before a block's threads unpack weights all of them call this, and none has ended.
+__device__ __forceinline__ void load_tables()
+{
+#ifdef HAS_CODEBOOK
+    load_codebook();
+#endif
+}
 
 // The element i of a row of weights.
 __device__ __forceinline__ float dequantize(const unsigned char *row, long long i)

@@ -25,7 +25,7 @@ struct Block
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             unsigned index = byte_of(indices[i / 4], i % 4) | (high >> i & 1) << 8;
-            result.q[i / 4][i % 4] = negative_where(__ldg(CODEBOOK + index), signs[0] >> 4 * i);
+            result.q[i / 4][i % 4] = negative_where(codebook[index], signs[0] >> 4 * i);
         }
         result.scale[0] = result.scale[1] = odd(scales >> 4 * (part % 2) & 15);
         result.d = low_f16(d);

@@ -24,7 +24,7 @@ struct Block
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             unsigned of_8 = even_signs(signs[0] >> 7 * (i / 2));
-            unsigned entry = __ldg(CODEBOOK + byte_of(indices[i / 4], i % 4));
+            unsigned entry = codebook[byte_of(indices[i / 4], i % 4)];
             result.q[i / 4][i % 4] = negative_where(entry, of_8 >> 4 * (i % 2));
         }
         result.scale[0] = result.scale[1] = odd(signs[0] >> 28);

@@ -1,5 +1,6 @@
 // CUDA's words in C++, for one block at a time: each thread of the block is a fiber that runs until it has to
-// wait for others. Blocks run one after the other in ascending order.
+// wait for others. Blocks run one after the other in ascending order. A fiber that has ended waits for the next
+// block: to make one anew takes system calls.
 #pragma once
 #include <csetjmp>
 #include <cmath>
@@ -45,13 +46,14 @@ struct Fiber
     ucontext_t start;
     jmp_buf state;
     dim3 thread;
-    bool started = false, finished = true, waiting = false;
+    bool started = false, finished = true, waiting = false, idle = false;
     unsigned long long barriers = 0;
 };
 
-inline std::vector<Fiber> fibers;
-inline std::vector<std::vector<Meeting>> meetings;
-inline std::vector<char> stacks;
+inline Fiber fibers[MOST_THREADS];
+inline unsigned n_fibers;
+inline std::vector<Meeting> meetings[MOST_THREADS / LANES];
+inline char *stacks;
 inline Fiber *current;
 inline dim3 block_index, block_size, grid_size;
 inline jmp_buf scheduler;
@@ -76,22 +78,24 @@ void wait_for(Ready ready)
     progress++;
 }
 
-inline unsigned number() { return current - fibers.data(); }
+inline unsigned number() { return current - fibers; }
 
 inline void run_fiber()
 {
-    (*body)();
-    current->finished = true;
-    progress++;
-    _longjmp(scheduler, 1);
+    for (;;) {
+        (*body)();
+        current->finished = current->idle = true;
+        progress++;
+        yield();
+    }
 }
 
 inline void barrier()
 {
     unsigned long long mine = ++current->barriers;
     wait_for([mine] {
-        for (Fiber &other : fibers)
-            if (!other.finished && other.barriers < mine)
+        for (unsigned i = 0; i < n_fibers; i++)
+            if (!fibers[i].finished && fibers[i].barriers < mine)
                 return false;
         return true;
     });
@@ -117,7 +121,7 @@ inline const unsigned long long *meet(unsigned mask, unsigned long long value)
     unsigned long long *values = meeting->values[mine & 1];
     values[lane] = value;
     wait_for([=] {
-        for (unsigned i = 0; i < LANES && warp * LANES + i < fibers.size(); i++)
+        for (unsigned i = 0; i < LANES && warp * LANES + i < n_fibers; i++)
             if (mask >> i & 1 && !fibers[warp * LANES + i].finished && meeting->arrivals[i] < mine)
                 return false;
         return true;
@@ -128,8 +132,7 @@ inline const unsigned long long *meet(unsigned mask, unsigned long long value)
 // One block. False if its threads wait for each other for ever.
 inline bool run_block()
 {
-    unsigned n = fibers.size();
-    for (unsigned i = 0; i < n; i++) {
+    for (unsigned i = 0; i < n_fibers; i++) {
         Fiber &f = fibers[i];
         f.started = f.finished = f.waiting = false;
         f.barriers = 0;
@@ -144,16 +147,18 @@ inline bool run_block()
     static bool all_wait;
     do {
         n_left = 0, before = progress, all_wait = true;
-        for (i = 0; i < fibers.size(); i++) {
+        for (i = 0; i < n_fibers; i++) {
             current = &fibers[i];
             if (current->finished)
                 continue;
             if (_setjmp(scheduler) == 0) {
-                if (current->started)
+                if (current->started || current->idle) {
+                    current->started = true, current->idle = false;
                     _longjmp(current->state, 1);
+                }
                 current->started = true;
                 getcontext(&current->start);
-                current->start.uc_stack.ss_sp = stacks.data() + static_cast<size_t>(i) * STACK;
+                current->start.uc_stack.ss_sp = stacks + static_cast<size_t>(i) * STACK;
                 current->start.uc_stack.ss_size = STACK;
                 current->start.uc_link = nullptr;
                 makecontext(&current->start, run_fiber, 0);
@@ -176,9 +181,9 @@ inline int launch(const unsigned *grid, const unsigned *block, unsigned most, un
     unsigned n = block[0] * block[1] * block[2];
     if (!n || n > most || n > MOST_THREADS || n_shared > MOST_SHARED || grid[1] > 65535 || grid[2] > 65535)
         return 2;
-    fibers.resize(n);
-    meetings.resize((n + LANES - 1) / LANES);
-    stacks.resize(static_cast<size_t>(n) * STACK);
+    n_fibers = n;
+    if (!stacks)  // memory that is not touched takes none
+        stacks = static_cast<char *>(malloc(static_cast<size_t>(MOST_THREADS) * STACK));
     body = &function;
     for (block_index.z = 0; block_index.z < grid[2]; block_index.z++)
         for (block_index.y = 0; block_index.y < grid[1]; block_index.y++)
