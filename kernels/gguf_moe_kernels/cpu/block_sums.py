@@ -11,9 +11,12 @@ from numba import njit
 from gguf_moe_kernels.cpu.block import SCALES, Layout
 from gguf_moe_kernels.cpu.each import each
 from gguf_moe_kernels.cpu.lanes import fold_two, splat_i64, splat_two_i64
-from gguf_moe_kernels.cpu.memory import I16, I32, keep_order, load_i64, make_stack, opaque
-from gguf_moe_kernels.cpu.simd import dot_pairs, make_spread, pack_fours
-from gguf_moe_kernels.cpu.vector import load_i8x64, zero_i32x16
+from gguf_moe_kernels.cpu.memory import I16, I32, keep_order, load_i64, make_load, make_stack, opaque
+from gguf_moe_kernels.cpu.simd import TIER, Tier, dot_pairs, make_spread, pack_fours
+from gguf_moe_kernels.cpu.vector import i8x64, zero_i32x16
+
+load_x = make_load(i8x64, i8x64.llvm, is_constant=TIER is Tier.AVX512)
+"""64 activations. With AVX-512 there are registers to keep them for several rows of weights."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def products_of_quants(quants: Callable[..., Any], layout: Layout) -> Products:
 
     @njit
     def products(w, k, x):
-        return (dot(zero_i32x16(), prepared(w, k), load_i8x64(x, 0)),)
+        return (dot(zero_i32x16(), prepared(w, k), load_x(x, 0)),)
 
     @njit
     def begin(w, v, scratch):

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from gguf_moe_kernels.cpu.bits import negative_where
 from gguf_moe_kernels.cpu.block import Layout
-from gguf_moe_kernels.cpu.block_sums import Products
+from gguf_moe_kernels.cpu.block_sums import Products, load_x
 from gguf_moe_kernels.cpu.byte_tables import HAS_TABLES, shift_bytes
 from gguf_moe_kernels.cpu.codebook import constant_bytes
 from gguf_moe_kernels.cpu.memory import I1, I8, I16, I32, load_i64, pointer
@@ -29,7 +29,6 @@ from gguf_moe_kernels.cpu.vector import (
     call,
     i8x64,
     i32x16,
-    load_i8x64,
     pick,
     splat,
     zero_i32x16,
@@ -115,7 +114,7 @@ def products_of_even_words(
     def products(w, k, x):
         word = words(indices(w, k))
         low, high = as_bytes(word << 1 & 0x1E1E1E1E), as_bytes(word >> 3 & 0x1E1E1E1E)
-        a, b = load_i8x64(x, 0), load_i8x64(x, 64)
+        a, b = load_x(x, 0), load_x(x, 64)
         return (dot_unsigned(dot_unsigned(zero_i32x16(), low, first_fours(a, b)), high, last_fours(a, b)),)
 
     @njit
@@ -143,8 +142,8 @@ def products_of_signed_words(
         w, signs = shared
         word = words(indices(w, k))
         low, high = as_bytes(word & 0x0F0F0F0F), as_bytes(word >> 4 & 0x0F0F0F0F)
-        a = negative_where(load_i8x64(x, 0), load_i64(signs, 16 * k))
-        b = negative_where(load_i8x64(x, 64), load_i64(signs, 16 * k + 8))
+        a = negative_where(load_x(x, 0), load_i64(signs, 16 * k))
+        b = negative_where(load_x(x, 64), load_i64(signs, 16 * k + 8))
         first = dot_unsigned(zero_i32x16(), weights(low), first_fours(a, b))
         return first, dot_unsigned(zero_i32x16(), weights(high), last_fours(a, b))
 

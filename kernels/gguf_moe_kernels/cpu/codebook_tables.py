@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from gguf_moe_kernels.cpu.bits import add_where, negative_where
 from gguf_moe_kernels.cpu.block import Layout
-from gguf_moe_kernels.cpu.block_sums import Products
+from gguf_moe_kernels.cpu.block_sums import Products, load_x
 from gguf_moe_kernels.cpu.byte_tables import (
     byte_constant,
     eight_bytes,
@@ -36,7 +36,6 @@ from gguf_moe_kernels.cpu.vector import (
     call,
     i8x64,
     i16x32,
-    load_i8x64,
     store_i8x64,
     zero_i32x16,
 )
@@ -175,7 +174,7 @@ def products_of_signed_codes(
     @njit
     def products(shared, k, x):
         codes, signs = shared
-        signed_x = negative_where(load_i8x64(x, 0), load_i64(signs, 8 * k))
+        signed_x = negative_where(load_x(x, 0), load_i64(signs, 8 * k))
         return (dot_unsigned(zero_i32x16(), weights_of(codes, k), signed_x),)
 
     return Products(replace(layout, is_signed=False, offset=0), products, _make_begin(codes, signs), 64)
@@ -190,7 +189,7 @@ def products_of_shifted_codes(
     def products(shared, k, x):
         codes, shifts = shared
         weights = add_where(weights_of(codes, k), load_i64(shifts, 8 * k), 2)
-        return (dot_unsigned(zero_i32x16(), weights, load_i8x64(x, 0)),)
+        return (dot_unsigned(zero_i32x16(), weights, load_x(x, 0)),)
 
     return Products(layout, products, _make_begin(codes, shifts), 64)
 

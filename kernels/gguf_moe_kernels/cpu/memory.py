@@ -29,15 +29,24 @@ def pointer(builder: ir.IRBuilder, base: ir.Value, offset: ir.Value, pointee: ir
 
 
 def make_load(
-    numba_type: types.Type, stored: ir.Type, convert: Callable[..., Any] | None = None, align: int = 1
+    numba_type: types.Type,
+    stored: ir.Type,
+    convert: Callable[..., Any] | None = None,
+    align: int = 1,
+    is_constant: bool = False,
 ) -> Callable[..., Any]:
-    """An intrinsic load(base, offset) that reads `stored` and gives `numba_type`."""
+    """An intrinsic load(base, offset) that reads `stored` and gives `numba_type`.
+
+    is_constant: nothing writes there while a kernel runs, so it need not be loaded again behind a store.
+    """
 
     @intrinsic
     def load(typingctx, base, offset):
         def codegen(context, builder, signature, args):
             value = builder.load(pointer(builder, *args, stored))
             value.align = align
+            if is_constant:
+                value.set_metadata("invariant.load", builder.module.add_metadata([]))
             return convert(builder, value) if convert else value
 
         return numba_type(types.int64, types.int64), codegen
