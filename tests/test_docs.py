@@ -41,3 +41,8 @@ def test_examples_run(example, kernel_cache, tmp_path):
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.strip()
     assert done.stderr == b""
+
+
+def test_every_script_is_listed():
+    listed = (ROOT / "scripts" / "README.md").read_text()
+    assert not [path.name for path in (ROOT / "scripts").glob("*.py") if path.name not in listed]
