@@ -43,8 +43,9 @@ class Candidates:
 
     def probabilities(self) -> np.ndarray:
         """float64 [n], in the order of the ids; they sum to 1."""
-        p = np.exp(self.logits.astype(np.float64) - float(self.logits.max()))
-        return p / p.sum()
+        p = np.exp(self.logits.astype(np.float64) - self._largest())
+        p /= p.sum()
+        return p
 
     def most_likely(self) -> int:
         """The token with the largest logit."""
@@ -62,7 +63,7 @@ class Candidates:
         if 0 < k < len(self.ids) and not self._sorted:
             least = _reached_by(self.logits, k)
             # Where fewer than k are possible at all, as with a grammar, the others need no order.
-            self._keep(np.flatnonzero(self.logits >= least if least > -np.inf else self.logits > least))
+            self._keep((self.logits >= least if least > -np.inf else self.logits > least).nonzero()[0])
         self._sort()
         if k:
             self._keep(slice(k))
@@ -71,19 +72,19 @@ class Candidates:
         """Keep as many of the falling probabilities as it takes to reach p."""
         probabilities = self.probabilities()
         for distance in () if self._sorted else LIKELY:
-            likely = np.flatnonzero(self.logits >= self.logits.max() - np.float32(distance))
+            likely = (self.logits >= self.logits.max() - np.float32(distance)).nonzero()[0]
             if probabilities[likely].sum() > p:
                 self._keep(likely)
                 probabilities = probabilities[likely]
                 break
         order = self._sort()
-        n = int(np.searchsorted(np.cumsum(probabilities[order]), p)) + 1
+        n = int(probabilities[order].cumsum().searchsorted(p)) + 1
         self._keep(slice(n))
 
     def min_p(self, p: float) -> None:
         """Keep what is at least p times as likely as the most likely."""
-        floor = float(self.logits.max()) + math.log(p)
-        self._keep(np.flatnonzero(self.logits >= np.float32(floor)))
+        is_likely = self.logits >= np.float32(self._largest() + math.log(p))
+        self._keep(slice(int(np.count_nonzero(is_likely))) if self._sorted else is_likely)
 
     def top_n_sigma(self, n: float) -> None:
         """Keep the logits that are at most n standard deviations below the largest."""
@@ -114,6 +115,10 @@ class Candidates:
         self._keep(slice(max(1, n)))
         return self.probabilities()
 
+    def _largest(self) -> float:
+        """The largest logit."""
+        return float(self.logits[0] if self._sorted else self.logits.max())
+
     def _find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the ids are here, and for each place which of the ids it is."""
         if len(self.ids) == self._n_vocab and not self._sorted:
@@ -125,7 +130,7 @@ class Candidates:
         """Largest logit first, of equal ones the lowest id; in which order the tokens were taken for it."""
         if self._sorted:
             return slice(None)
-        order = np.argsort(-self.logits, kind="stable")
+        order = (-self.logits).argsort(kind="stable")
         self._keep(order)
         self._sorted = True
         return order

@@ -59,9 +59,9 @@ class Sampler:
         return int(candidates.ids[self._draw(candidates.probabilities())])
 
     def _draw(self, probabilities: np.ndarray) -> int:
-        cumulative = np.cumsum(probabilities)
+        cumulative = probabilities.cumsum()
         # The sum may end a rounding error below 1, so the last token takes what is left.
-        return int(np.searchsorted(cumulative[:-1], self._random.random(), side="right"))
+        return int(cumulative[:-1].searchsorted(self._random.random(), side="right"))
 
     def _mirostat(self, candidates: Candidates) -> int:
         """Mirostat 2.0: hold the mean surprise at tau bits by moving the most that is allowed."""

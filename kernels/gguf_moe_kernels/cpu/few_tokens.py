@@ -127,8 +127,10 @@ def make_few_tokens(
             at = w + row * row_size
             rows_of_tokens(tokens, n_tokens, at, stride, n_blocks, header, ahead, end, sums)
             for t in range(n_tokens):
-                for j in range(1 if is_left else 4):
-                    place = out + t * out_stride + 4 * (row + j * quarter)
-                    store_f32(place, 0, load_f32(sums, 16 * t + 4 * j))
+                place, found = out + t * out_stride + 4 * row, sums + 16 * t
+                store_f32(place, 0, load_f32(found, 0))
+                if not is_left:
+                    for j in range(1, 4):
+                        store_f32(place + 4 * j * quarter, 0, load_f32(found, 4 * j))
 
     return few_tokens
