@@ -222,8 +222,7 @@ def tiny(arch: str, dst: Path, quantized: bool) -> None:
     write_tiny(arch, dst, quantized=quantized)
 
 
-def main() -> None:
-    args = parser().parse_args()
+def run(args: argparse.Namespace) -> None:
     if args.command == "random":
         random_model.make(args.preset, args.outdir, args.quant, args.seed)
     elif args.command == "full":
@@ -243,6 +242,14 @@ def main() -> None:
             dequant(args.src, args.dst, args.f16)
         else:
             legacy(args.src, args.dst, args.mixed_types, args.f16_router)
+
+
+def main() -> None:
+    args = parser().parse_args()
+    try:
+        run(args)
+    except OSError as e:  # a folder that is a file, a full disk
+        raise SystemExit(f"{e.filename or 'The file'}: {e.strerror or e}") from None
 
 
 if __name__ == "__main__":

