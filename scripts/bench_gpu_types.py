@@ -35,7 +35,6 @@ MATRIX = (131072, 4096)
 EXPERTS, N_EXPERT, N_USED = (2048, 768), 256, 8
 """Rows and their weights: of the large matrix, and of each expert."""
 DRAWN_ROWS, REPLAYS = 2048, 32
-MATMUL_ZEROS = ("tile", "chunk_rows", "one_token_rows", "least_rows", "n_threads", "bias", "residual")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,11 @@ def _entries(text: str, bits: int, width: int, levels: tuple[int, ...]) -> np.nd
     return np.array(levels, np.int8)[numbers].reshape(-1, width)
 
 
+def in_nibbles(entries: np.ndarray) -> np.ndarray:
+    """Entries of 8 numbers below 16 in 4 bytes, uint8 [entries, 4]: the first four are the low nibbles."""
+    return (entries[:, :4] | entries[:, 4:] << 4).astype(np.uint8)
+
+
 _IQ2_XXS = """
 AAACAAUACAAKABEAFAAgACIAKAAqAEEARABQAFgAYQBkAIAAggCKAKIAAQEEARABFQFAAYQBmAEAAgICIgKCAgEEBAQQBCEEJARABEIESARg
 BIEEhASQBKQEAAUCBQgFIAVGBWkFgAWRBQkGEAZABoQGpAYACAUICAgUCCgIQQhECFAIUgiICAQJQAkCChQKARAEEBAQIRBAEGAQhBCQEJUQ

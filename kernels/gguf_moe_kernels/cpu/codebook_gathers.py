@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from gguf_moe_kernels.codebooks import in_nibbles
 from gguf_moe_kernels.cpu.bits import negative_where
 from gguf_moe_kernels.cpu.block import Layout
 from gguf_moe_kernels.cpu.block_sums import Products, load_x
@@ -41,7 +42,7 @@ HAS_GATHERS = HAS_TABLES and Target.numba().has("avx512fp16")
 def make_words(entries: np.ndarray) -> Callable[..., Any]:
     """An intrinsic words(indices): i32x16 of the words of entries, uint8 [n, 8] below 16. An i32x16 of
     indices, not checked."""
-    content = (entries[:, :4] | entries[:, 4:] << 4).astype(np.uint8).tobytes()
+    content = in_nibbles(entries).tobytes()
 
     @intrinsic
     def words(typingctx, indices):

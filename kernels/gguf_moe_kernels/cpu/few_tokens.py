@@ -17,7 +17,7 @@ from typing import Any
 
 from numba import njit
 
-from gguf_moe_kernels.cpu.block import stack_header
+from gguf_moe_kernels.cpu.block import Layout, stack_header
 from gguf_moe_kernels.cpu.block_sums import Products
 from gguf_moe_kernels.cpu.block_terms import make_add_blocks
 from gguf_moe_kernels.cpu.each import MOST_TOKENS, each
@@ -43,6 +43,11 @@ AHEAD = 2048 if LIKES_ORDER else 1024
 """Bytes between what is read in a stream and what is asked for there."""
 
 
+def most_tokens(layout: Layout) -> int:
+    """How many tokens few_tokens takes."""
+    return MOST_TOKENS if layout.is_large else MOST_TOKENS - 1
+
+
 def make_few_tokens(
     quants: Callable[..., Any], unpack_header: Callable[..., Any], meeting: Products
 ) -> Callable[..., Any]:
@@ -54,7 +59,7 @@ def make_few_tokens(
     four_size, sums_size = 4 * type_size, 128 if layout.is_large else 16
     in_order, add_blocks = layout.in_order and LIKES_ORDER, make_add_blocks(quants, meeting)
     rows_in_order = make_rows_in_order(meeting, unpack_header) if in_order else None
-    header_place, has_fourth = layout.make_header_place(), layout.is_large
+    header_place, has_fourth = layout.make_header_place(), most_tokens(layout) == 4
     stack_places, stack_tails = make_stack(32), make_stack(4 * four_size)
     stack_sums = make_stack(16 * MOST_TOKENS)
 

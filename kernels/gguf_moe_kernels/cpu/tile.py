@@ -21,8 +21,7 @@ from numba import njit
 from gguf_moe_kernels.cpu.block import Layout
 from gguf_moe_kernels.cpu.block_sums import Products, products_of_quants
 from gguf_moe_kernels.cpu.compile import Kernel, kernel
-from gguf_moe_kernels.cpu.each import MOST_TOKENS
-from gguf_moe_kernels.cpu.few_tokens import make_few_tokens
+from gguf_moe_kernels.cpu.few_tokens import make_few_tokens, most_tokens
 from gguf_moe_kernels.cpu.many_tokens import TOKENS, make_many_tokens
 from gguf_moe_kernels.cpu.memory import load_i32, make_stack, store_f32, store_i64
 
@@ -63,7 +62,7 @@ def make_tile(
     few_tokens = make_few_tokens(quants, unpack_header, meeting or products_of_quants(quants, layout))
     many_tokens = make_many_tokens(quants, unpack_header, layout)
     block_size, stack_tokens = layout.block_size, make_stack(8 * TOKENS)
-    most = MOST_TOKENS if layout.is_large else MOST_TOKENS - 1
+    most = most_tokens(layout)
 
     @kernel
     def tile(w, row_size, n_rows, n_in, x, x_stride, x_index, n_x, out, out_stride):

@@ -15,7 +15,7 @@ import numpy as np
 
 from gguf_moe_kernels import constants, structs
 from gguf_moe_kernels.activations import ACTIVATION_FORMAT
-from gguf_moe_kernels.codebooks import CODEBOOKS
+from gguf_moe_kernels.codebooks import CODEBOOKS, in_nibbles
 from gguf_moe_kernels.cuda.warp_rows import warp_rows, warp_rows_by_expert
 from gguf_moe_kernels.gating import Gating
 from gguf_moe_kernels.quants import GGMLType
@@ -132,8 +132,7 @@ def _codebook(entries: np.ndarray) -> str:
     """The entries (int8 [n, width]) in words of four weights. Those of -1, 0, 1 as 0, 1, 2 in words of eight,
     the first four in the low nibbles of the bytes."""
     if entries.min() < 0:
-        entries = entries + 1
-        entries = entries[:, :4] | entries[:, 4:] << 4
+        entries = in_nibbles(entries + 1)
     words = np.ascontiguousarray(entries).view("<u4").ravel()
     listed = ", ".join(f"{word:#x}u" for word in words.tolist())
     return f"__align__(16) static __device__ const unsigned CODEBOOK[{len(words)}] = {{{listed}}};"

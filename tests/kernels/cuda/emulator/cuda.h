@@ -46,7 +46,7 @@ struct Fiber
     ucontext_t start;
     jmp_buf state;
     dim3 thread;
-    bool started = false, finished = true, waiting = false, idle = false;
+    bool started = false, finished = true, waiting = false;
     unsigned long long barriers = 0;
 };
 
@@ -84,7 +84,7 @@ inline void run_fiber()
 {
     for (;;) {
         (*body)();
-        current->finished = current->idle = true;
+        current->finished = true;
         progress++;
         yield();
     }
@@ -134,7 +134,8 @@ inline bool run_block()
 {
     for (unsigned i = 0; i < n_fibers; i++) {
         Fiber &f = fibers[i];
-        f.started = f.finished = f.waiting = false;
+        f.started = f.started && f.finished; // one that was left in its block begins anew
+        f.finished = f.waiting = false;
         f.barriers = 0;
         f.thread = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
     }
@@ -152,10 +153,8 @@ inline bool run_block()
             if (current->finished)
                 continue;
             if (_setjmp(scheduler) == 0) {
-                if (current->started || current->idle) {
-                    current->started = true, current->idle = false;
+                if (current->started)
                     _longjmp(current->state, 1);
-                }
                 current->started = true;
                 getcontext(&current->start);
                 current->start.uc_stack.ss_sp = stacks + static_cast<size_t>(i) * STACK;
